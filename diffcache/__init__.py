@@ -1,0 +1,31 @@
+"""diffcache: skip the denoiser work that can be predicted, in any diffusers pipeline."""
+
+from .api import cite, methods, report, request, unwrap, wrap, wrapped
+from .methods import Method
+from .runtime.guards import Guards
+from .runtime.report import Report
+from .version import __version__
+
+__all__ = [
+    "Guards",
+    "Method",
+    "Report",
+    "__version__",
+    "cite",
+    "compare",
+    "methods",
+    "report",
+    "request",
+    "unwrap",
+    "wrap",
+    "wrapped",
+]
+
+
+def __getattr__(name: str):
+    # Comparing needs image libraries that wrapping does not.
+    if name == "compare":
+        from .compare import compare
+
+        return compare
+    raise AttributeError(f"module 'diffcache' has no attribute {name!r}")

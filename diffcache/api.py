@@ -1,0 +1,189 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from torch import nn
+
+from .methods import DEFAULT, Method, find, registry
+from .policies import Mask
+from .runtime.guards import Guards
+from .runtime.report import Report
+from .sites.discovery import denoisers, foreign_cache, schedulers
+from .wrapping import ModelWrapping, PipelineWrapping, Request, requests, wrappings
+
+T = TypeVar("T")
+_disabled: WeakSet[Any] = WeakSet()
+
+
+def wrap(
+    target: T,
+    method: str | Method = DEFAULT,
+    *,
+    scheduler: Any = None,
+    mask: Any = None,
+    **options: Any,
+) -> T:
+    """Makes a diffusers pipeline, or a bare denoiser, skip work it can predict.
+
+    Args:
+        target: a pipeline; or a denoiser module called in a hand-written loop over `scheduler`.
+        method: a name from `methods()`, or a `Method`.
+        scheduler: the scheduler of that loop; only for a bare denoiser.
+        mask: decisions to play back in place of the method's policy, `[steps, samples]` bool as in
+            `report(pipe).mask`, without guards.
+        options: options of the method's parts, for example `tolerance=0.08`,
+            `max_consecutive_skips=8`, `protect=(3, 1)`, `force=True`.
+
+    Returns:
+        `target` itself, changed in place; wrapping again replaces the earlier method.
+
+    Raises:
+        ValueError: an unknown method or option, an impossible composition, no denoiser, or another
+            cache that is active. `target` is then as it was.
+        TypeError: `target` is neither a pipeline nor a module.
+    """
+    composed = find(method)
+    if mask is not None:
+        composed = composed.configured(policy=Mask(_listed(mask)), guards=Guards.none())
+    composed = composed.configured(**options)
+    if isinstance(target, nn.Module):
+        _check([target], composed)
+        if not (hasattr(scheduler, "step") and hasattr(scheduler, "set_timesteps")):
+            raise ValueError(
+                f"a bare {type(target).__name__} needs the scheduler of its loop, got "
+                f"scheduler={scheduler!r}; call diffcache.wrap(model, scheduler=scheduler)"
+            )
+    else:
+        _check_pipeline(target, scheduler, composed)
+    if os.environ.get("DIFFCACHE_DISABLE") == "1":
+        _say_disabled()
+        _disabled.add(target)
+        return target
+    unwrap(target)
+    if isinstance(target, nn.Module):
+        ModelWrapping(composed).put_on(target, scheduler)
+    else:
+        PipelineWrapping(composed).put_on(target)
+    return target
+
+
+def _listed(mask: Any) -> Any:
+    return mask.tolist() if hasattr(mask, "tolist") else mask
+
+
+def _check_pipeline(pipe: Any, scheduler: Any, method: Method) -> None:
+    if not callable(pipe) or not hasattr(pipe, "components"):
+        raise TypeError(
+            f"{type(pipe).__name__} is neither a diffusers pipeline nor a module; call "
+            "diffcache.wrap(pipe), or diffcache.wrap(model, scheduler=scheduler)"
+        )
+    if scheduler is not None:
+        raise ValueError(
+            "a pipeline brings its own scheduler; assign it as pipe.scheduler and call "
+            "diffcache.wrap(pipe)"
+        )
+    found = denoisers(pipe)
+    if not found or not schedulers(pipe):
+        raise ValueError(
+            f"{type(pipe).__name__} has no denoiser with a timestep and a scheduler among its "
+            f"components {sorted(pipe.components)}; diffcache.wrap takes diffusion pipelines, or "
+            "diffcache.wrap(model, scheduler=scheduler) a module"
+        )
+    _check(list(found.values()), method)
+
+
+def _check(modules: list[nn.Module], method: Method) -> None:
+    for module in modules:
+        if (other := foreign_cache(module)) is not None:
+            raise ValueError(
+                f"another cache is active on {type(module).__name__}: {other}, then "
+                "diffcache.wrap(pipe)"
+            )
+        method.site.check(module)
+
+
+@cache
+def _say_disabled() -> None:
+    logging.getLogger("diffcache").warning(
+        "DIFFCACHE_DISABLE=1: diffcache.wrap leaves everything as it is"
+    )
+
+
+def unwrap(target: T) -> T:
+    """Makes a wrapped pipeline or denoiser plain again; one that is not wrapped stays as it is."""
+    wrapping = wrappings.get(target)
+    if wrapping is not None:
+        wrapping.take_off(target)
+    return target
+
+
+@contextmanager
+def wrapped(target: T, method: str | Method = DEFAULT, **options: Any) -> Iterator[T]:
+    """`wrap` for the length of a `with` block; what was wrapped before is so again after it."""
+    before = wrappings.get(target)
+    wrap(target, method, **options)
+    try:
+        yield target
+    finally:
+        unwrap(target)
+        if isinstance(before, PipelineWrapping):
+            before.put_on(target)
+
+
+@contextmanager
+def request(**options: Any) -> Iterator[Request]:
+    """Options for the generations inside a `with` block, for each sample where a list is given.
+
+    `request(tolerance=[0.04, 0.16, None])` gives each of three samples its own tolerance; None
+    computes all of that sample. The block's `run.report` is the newest generation's.
+
+    Raises:
+        ValueError: no method has such an option, or (at the generation) the wrapped one has not.
+    """
+    known = {name for method in registry().values() for name in method.options()}
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(
+            f"no method has an option {', '.join(map(repr, unknown))}; "
+            f"known options: {', '.join(sorted(known))}"
+        )
+    token = requests.set(Request(options))
+    try:
+        yield requests.get()
+    finally:
+        requests.reset(token)
+
+
+def report(target: Any) -> Report:
+    """The account of the last generation.
+
+    Raises:
+        ValueError: `target` is not wrapped, or has not generated yet.
+    """
+    if target in _disabled:
+        return Report("disabled", notes=["DIFFCACHE_DISABLE=1: nothing was wrapped"])
+    wrapping = wrappings.get(target)
+    if wrapping is None or wrapping.report is None:
+        state = "is not wrapped" if wrapping is None else "has not generated since it was wrapped"
+        raise ValueError(
+            f"this {type(target).__name__} {state}; call pipe = diffcache.wrap(pipe), generate, "
+            "then diffcache.report(pipe)"
+        )
+    return wrapping.report
+
+
+def methods() -> dict[str, str]:
+    """The catalogue: every method's name and what it does."""
+    return {name: method.summary for name, method in registry().items()}
+
+
+def cite(method: str | Method = DEFAULT) -> str:
+    """BibTeX of the paper a method is from; empty for a method that is nobody's."""
+    return find(method).paper

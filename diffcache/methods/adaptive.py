@@ -1,0 +1,20 @@
+"""diffcache's own method."""
+
+from diffcache.policies import ErrorBudget
+from diffcache.predictors import Newton
+from diffcache.runtime.guards import Guards
+from diffcache.sites import Output
+
+from .adaptivediffusion import PAPER
+from .base import Method
+
+METHOD = Method(
+    site=Output(),
+    policy=ErrorBudget(tolerance=0.08),
+    predictor=Newton(order=1),
+    guards=Guards(protect=(3, 1), max_consecutive_skips=8),
+    name="adaptive",
+    summary="Spends the measured error of a linear forecast, a third-order difference, from a "
+    "budget, for each sample on its own.",
+    paper=PAPER,
+)

@@ -1,0 +1,98 @@
+"""A method: a site, a policy, a predictor and guards, with a name and a paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from diffcache.policies import ErrorBudget, Policy
+from diffcache.predictors import Newton, Predictor
+from diffcache.runtime.guards import Guards
+from diffcache.sites import Output, Site
+
+_PARTS = {"site": Site, "policy": Policy, "predictor": Predictor, "guards": Guards}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A frozen composition of where, when and what.
+
+    Args:
+        site: where work is avoided.
+        policy: when.
+        predictor: what stands in for it.
+        guards: what may never be skipped.
+        name: how reports call it.
+        summary: one line on what it does.
+        paper: BibTeX of what to cite.
+
+    Raises:
+        TypeError: a part is not of its kind.
+        ValueError: the site cannot provide the evidence that the policy reads.
+    """
+
+    site: Site = field(default_factory=Output)
+    policy: Policy = field(default_factory=ErrorBudget)
+    predictor: Predictor = field(default_factory=Newton)
+    guards: Guards = field(default_factory=Guards)
+    name: str = "custom"
+    summary: str = ""
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in _PARTS.items():
+            part = getattr(self, name)
+            if not isinstance(part, kind):
+                raise TypeError(
+                    f"Method({name}={part!r}) is not a {kind.__name__}; pass an instance, "
+                    f"for example Method({name}={getattr(Method(), name)!r})"
+                )
+        needed = self.policy.evidence
+        if needed not in self.site.provides:
+            provided = ", ".join(sorted(e.__name__ for e in self.site.provides))
+            raise ValueError(
+                f"{type(self.policy).__name__} reads {needed.__name__}, which "
+                f"{type(self.site).__name__} cannot provide; it provides {provided}. "
+                f"{_sites_with(needed)}"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """Every option that `configured` takes, with its value."""
+        return {
+            option.name: getattr(getattr(self, part), option.name)
+            for part in _PARTS
+            for option in fields(getattr(self, part))
+        }
+
+    def configured(self, **options: Any) -> Method:
+        """The method with options of its parts, or whole parts, replaced.
+
+        Raises:
+            ValueError: no part has that option, or a value is refused by its part.
+        """
+        parts = {name: getattr(self, name) for name in _PARTS}
+        whole = {name: options.pop(name) for name in list(options) if name in _PARTS}
+        parts.update(whole)
+        unknown = [name for name in options if name not in self.options()]
+        if unknown:
+            raise ValueError(
+                f"{self.name!r} has no option {', '.join(map(repr, unknown))}; "
+                f"it takes {', '.join(sorted(self.options()))}"
+            )
+        for name, part in parts.items():
+            own = {
+                option.name: _frozen(options[option.name])
+                for option in fields(part)
+                if option.name in options
+            }
+            parts[name] = replace(part, **own) if own else part
+        return replace(self, **parts)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _sites_with(evidence: type) -> str:
+    fitting = [site.__name__ for site in Site.__subclasses__() if evidence in site.provides]
+    return f"Use site={' or '.join(f'{name}()' for name in fitting)}"

@@ -1,0 +1,19 @@
+"""The raw third-order threshold rule, for each sample on its own, with our guards."""
+
+from diffcache.policies import ThirdOrder
+from diffcache.predictors import Reuse
+from diffcache.runtime.guards import Guards
+from diffcache.sites import Output
+
+from .adaptivediffusion import PAPER
+from .base import Method
+
+METHOD = Method(
+    site=Output(),
+    policy=ThirdOrder(threshold=0.01, statistic="tensor"),
+    predictor=Reuse(),
+    guards=Guards(protect=(4, 1), max_consecutive_skips=4),
+    name="third_order",
+    summary="Skips while the third-order difference of the latents is under a threshold.",
+    paper=PAPER,
+)

@@ -1,0 +1,111 @@
+"""What every policy shares: the step it is asked about, the evidence it reads, its state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""A policy's memory: named tensors, each with the sample axis first."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands: `index` counts scheduler steps from 0, `total` is how many there are."""
+
+    index: int
+    total: int
+
+
+class Evidence:
+    """Base of what a policy may read. Every tensor is `[samples]`, float64 unless said."""
+
+
+@dataclass(frozen=True)
+class NoEvidence(Evidence):
+    """For policies that decide from the step alone. `samples` is the batch size."""
+
+    samples: int
+
+
+@dataclass(frozen=True)
+class ForecastError(Evidence):
+    """How far from its anchors a forecast of this step would reach.
+
+    Attributes:
+        growth: the modelled size of the forecast's error at this step for a unit error rate; NaN
+            where no forecast can be made.
+    """
+
+    growth: Tensor
+
+
+@dataclass(frozen=True)
+class LatentChange(Evidence):
+    """Differences of the latents x after the last step, AdaptiveDiffusion's evidence.
+
+    Attributes:
+        first: mean |x_i - x_{i-1}|.
+        third: mean |x_i - 3 x_{i-1} + 3 x_{i-2} - x_{i-3}|, or None before four latents exist.
+    """
+
+    first: Tensor
+    third: Tensor | None
+
+
+@dataclass(frozen=True)
+class ProbeChange(Evidence):
+    """Relative L1 change of a probe (a first block's residual) since its last computed value."""
+
+    change: Tensor
+
+
+class Policy(ABC):
+    """Decides, for each sample of a batch on its own, whether a step is computed.
+
+    A policy is frozen; what it remembers travels through `State`, so that an engine can snapshot,
+    branch and reorder samples. `evidence` names the type that `decide` reads.
+    """
+
+    evidence: ClassVar[type[Evidence]] = NoEvidence
+    batch_wide: ClassVar[bool] = False
+
+    def init(self, samples: int) -> State:
+        """State of a run of `samples` samples before its first decision."""
+        return {}
+
+    @abstractmethod
+    def decide(self, step: Step, evidence: Evidence, state: State) -> tuple[Tensor, State]:
+        """Mask `[samples]` of bool, True = compute this step, and the state after deciding."""
+
+    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+        """Learns from a step that was computed for the samples in `computed` `[samples]` (bool).
+
+        `error` `[samples]` is the measured relative error ‖truth − forecast‖ / ‖truth‖ of the
+        forecast that would have stood in for the step, NaN where none could be made.
+        """
+        return state
+
+
+def compute_all(samples: int) -> Tensor:
+    """The mask that skips nothing."""
+    return torch.ones(samples, dtype=torch.bool)
+
+
+def per_sample(name: str, value: float | tuple[float | None, ...], samples: int) -> Tensor:
+    """A knob as a float64 tensor `[samples]`; None computes all, which is a knob of 0.
+
+    Raises:
+        ValueError: a sequence was given whose length is not the number of samples.
+    """
+    values = value if isinstance(value, (tuple, list)) else (value,) * samples
+    if len(values) != samples:
+        raise ValueError(
+            f"{name}={list(values)} has {len(values)} entries for a batch of {samples}; "
+            f"pass one number, or one for each of the {samples} samples"
+        )
+    return torch.tensor([0.0 if v is None else float(v) for v in values], dtype=torch.float64)

@@ -1,0 +1,56 @@
+"""Policies that read no evidence: a fixed interval, and a mask played back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import NoEvidence, Policy, State, Step
+
+
+@dataclass(frozen=True)
+class Interval(Policy):
+    """Computes one step in `every`, counted from step `start`; the steps before it are computed."""
+
+    every: int = 2
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every={self.every!r} is not a positive step count; try every=2")
+
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        compute = step.index < self.start or (step.index - self.start) % self.every == 0
+        return torch.full((evidence.samples,), compute), state
+
+
+@dataclass(frozen=True)
+class Mask(Policy):
+    """Plays back the decisions of an earlier run: `report(pipe).mask`, a schedule, a list.
+
+    Args:
+        mask: rows are steps, columns samples, True = compute; one flat list of steps serves any
+            batch. Steps beyond its end are computed, and so is a batch of another size.
+    """
+
+    mask: tuple[tuple[bool, ...], ...]
+
+    def __post_init__(self) -> None:
+        rows = torch.as_tensor(self.mask)
+        if rows.ndim not in (1, 2) or rows.numel() == 0:
+            raise ValueError(
+                f"mask has shape {tuple(rows.shape)}; pass steps × samples or a list of steps, "
+                "for example mask=report.mask"
+            )
+        rows = rows.bool().reshape(len(rows), -1).tolist()
+        object.__setattr__(self, "mask", tuple(tuple(row) for row in rows))
+
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        row = self.mask[step.index] if step.index < len(self.mask) else (True,)
+        if len(row) == 1:
+            row = row * evidence.samples
+        if len(row) != evidence.samples:
+            row = (True,) * evidence.samples
+        return torch.tensor(row), state

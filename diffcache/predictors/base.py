@@ -1,0 +1,46 @@
+"""The contract of a predictor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from diffcache.kernels import combine
+
+
+class Predictor(ABC):
+    """Forecasts a value at `t` from the values computed at `times`.
+
+    Attributes:
+        anchors: how many computed values it reads at most.
+        coordinate: what `times` and `t` are: "noise", the scheduler's own coordinate (log-SNR, or
+            σ for flow matching), or "step", the index of the step.
+    """
+
+    coordinate: ClassVar[Literal["noise", "step"]] = "noise"
+
+    @property
+    @abstractmethod
+    def anchors(self) -> int: ...
+
+    @abstractmethod
+    def coefficients(self, times: Tensor, t: Tensor) -> Tensor:
+        """Weights `[rows, K]`, float64, of values computed at `times` `[rows, K]`, newest first.
+
+        `t` is `[rows]`. K may be less than `anchors` early in a run; times of a row differ.
+        """
+
+    def growth(self, times: Tensor, t: Tensor) -> Tensor:
+        """Modelled growth `[rows]` of the forecast's error: ∏ |t − t_k| over its anchors.
+
+        This is the node polynomial of the interpolation error, so error / growth estimates a
+        derivative, which changes slowly.
+        """
+        return (t[:, None] - times[:, : self.anchors]).abs().prod(1)
+
+    def predict(self, values: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """Forecast `[rows, ...]` from `values` `[rows, ...]`, newest first, and their `weights`."""
+        return combine(values, weights)

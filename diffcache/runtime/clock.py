@@ -1,0 +1,79 @@
+"""Observes a scheduler instance: its steps and when its timesteps are set."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from .disguise import base_of, disguised
+from .generation import current
+from .rows import tensor_leaves
+
+
+class Listener(Protocol):
+    """What is told of a scheduler's doings: a `Generation`, or whoever keeps them."""
+
+    def timesteps_set(self, scheduler: Any, kind: str) -> None: ...
+
+    def scheduler_stepped(
+        self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
+    ) -> None: ...
+
+
+_residents: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
+_watchers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def watch(scheduler: Any, resident: Listener | None = None) -> None:
+    """Starts observing `scheduler`; calls nest.
+
+    The running generation is told; outside of any, `resident` is.
+    """
+    _watchers[scheduler] = _watchers.get(scheduler, 0) + 1
+    scheduler.__class__ = disguised(base_of(scheduler), _observing)
+    if resident is not None:
+        _residents[scheduler] = resident
+
+
+def unwatch(scheduler: Any) -> None:
+    """Takes back one `watch`; the last one leaves the plain scheduler."""
+    _watchers[scheduler] -= 1
+    if not _watchers[scheduler]:
+        del _watchers[scheduler]
+        _residents.pop(scheduler, None)
+        scheduler.__class__ = base_of(scheduler)
+
+
+def _listener(scheduler: Any) -> Listener | None:
+    return current.get() or _residents.get(scheduler)
+
+
+@functools.cache
+def _signature(base: type) -> inspect.Signature:
+    return inspect.signature(base.step)
+
+
+def _observing(base: type) -> dict[str, Callable]:
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)
+        if (generation := _listener(self)) is not None:
+            generation.timesteps_set(self, base.__name__)
+        return result
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generation = _listener(self)
+        if generation is None:
+            return base.step(self, *args, **kwargs)
+        result = base.step(self, *args, **kwargs)
+        arguments = _signature(base).bind(self, *args, **kwargs).arguments
+        latents = next(iter(tensor_leaves(result)), None)
+        if isinstance(latents, Tensor):
+            generation.scheduler_stepped(self, base.__name__, arguments, latents)
+        return result
+
+    return {"set_timesteps": set_timesteps, "step": step}

@@ -1,0 +1,49 @@
+"""Instances of a stateless subclass that everything else takes for its base class."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+_subclasses: dict[tuple[type, Callable], type] = {}
+
+
+def disguised(base: type, override: Callable[[type], dict[str, Callable]]) -> type:
+    """The subclass of `base` with the methods that `override(base)` gives, made once.
+
+    Names, metaclass and signatures are the base's, because pipelines inspect them; copies and
+    pickles of an instance are of the base class.
+    """
+    key = (base, override)
+    if key not in _subclasses:
+        methods = {
+            name: functools.wraps(getattr(base, name))(method)
+            for name, method in override(base).items()
+        }
+        namespace = {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "__reduce_ex__": _reduce_as_base,
+            "_diffcache_base": base,
+            **methods,
+        }
+        # Bria compares type(scheduler) through its metaclass; a plain `type` would not satisfy it.
+        _subclasses[key] = type(base)(base.__name__, (base,), namespace)
+    return _subclasses[key]
+
+
+def base_of(instance: Any) -> type:
+    """The class of an instance as plain diffusers would see it."""
+    cls = type(instance)
+    return cls.__dict__.get("_diffcache_base", cls)
+
+
+def _reduce_as_base(self: Any, protocol: int) -> Any:
+    base = base_of(self)
+    reduced = super(type(self), self).__reduce_ex__(protocol)
+    if isinstance(reduced, str):
+        return reduced
+    function, arguments, *rest = reduced
+    return (function, tuple(base if a is type(self) else a for a in arguments), *rest)

@@ -1,0 +1,132 @@
+"""Measures what policies read, at the scheduler's steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from diffcache.kernels import latent_difference
+from diffcache.policies import Evidence, ForecastError, LatentChange, NoEvidence
+from diffcache.predictors import Predictor
+
+from .history import History
+
+_THIRD = (1.0, -3.0, 3.0, -1.0)
+
+
+class Collector(ABC):
+    """Gathers one kind of evidence over a run, for `samples` samples."""
+
+    def __init__(self, samples: int, predictor: Predictor) -> None:
+        self.samples = samples
+        self.predictor = predictor
+
+    @abstractmethod
+    def before(self, time: float, step: int) -> Evidence:
+        """What a policy may read before step number `step` at coordinate `time`."""
+
+    def after(
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Tensor
+    ) -> Tensor:
+        """Takes in a step: the guided prediction, the latents it gave, who was computed.
+
+        Returns the measured relative error of the forecast `[samples]`, float64, NaN where none
+        was measured.
+        """
+        return torch.full((self.samples,), float("nan"), dtype=torch.float64)
+
+    @property
+    def bytes(self) -> int:
+        return 0
+
+
+class NothingCollected(Collector):
+    """For policies that decide from the step alone, or from inside the denoiser."""
+
+    def before(self, time: float, step: int) -> NoEvidence:
+        return NoEvidence(self.samples)
+
+
+class ForecastErrorCollector(Collector):
+    """The embedded error: guided predictions really computed, against their forecast."""
+
+    def __init__(self, samples: int, predictor: Predictor) -> None:
+        super().__init__(samples, predictor)
+        self.history = History(predictor.anchors)
+
+    def _at(self, time: float, step: int) -> Tensor:
+        t = time if self.predictor.coordinate == "noise" else float(step)
+        return torch.full((self.samples,), t, dtype=torch.float64)
+
+    def before(self, time: float, step: int) -> ForecastError:
+        if self.history.rows != self.samples:
+            return ForecastError(torch.full((self.samples,), float("nan"), dtype=torch.float64))
+        return ForecastError(self.history.growth(self.predictor, self._at(time, step)))
+
+    def after(
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Tensor
+    ) -> Tensor:
+        everyone = bool(computed.all())
+        error = super().after(time, step, prediction, latents, computed)
+        if self.history.fits([prediction]) and self.history.depth and bool(computed.any()):
+            error = self._measure(time, step, prediction)
+        self.history.append([prediction], time, step, None if everyone else computed)
+        return error
+
+    def _measure(self, time: float, step: int, truth: Tensor) -> Tensor:
+        weights = self.history.weights(self.predictor, self._at(time, step))
+        anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
+        ones = torch.ones(self.samples, 1, dtype=torch.float64)
+        found = latent_difference([truth, *anchors], torch.cat([ones, -weights], 1))
+        ratio = found.sq_difference / found.sq_reference
+        return ratio.cpu().double().sqrt()
+
+    @property
+    def bytes(self) -> int:
+        return self.history.bytes
+
+
+class LatentChangeCollector(Collector):
+    """Raw differences of the latents; kept in fp32, where bf16 would measure its own rounding."""
+
+    def __init__(self, samples: int, predictor: Predictor) -> None:
+        super().__init__(samples, predictor)
+        self.latents: list[Tensor] = []
+
+    def before(self, time: float, step: int) -> LatentChange:
+        if len(self.latents) < 2:
+            nothing = torch.full((self.samples,), float("nan"), dtype=torch.float64)
+            return LatentChange(nothing, None)
+        count = self.latents[0][0].numel()
+        found = latent_difference(
+            self.latents, torch.tensor(_THIRD[: len(self.latents)]), steps=True
+        )
+        both = torch.stack([found.abs_step, found.abs_difference]).cpu().double() / count
+        return LatentChange(both[0], both[1] if len(self.latents) == 4 else None)
+
+    def after(
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Tensor
+    ) -> Tensor:
+        # float() copies only when it must, and a pipeline may edit its latents in place.
+        newest = latents.float() if latents.dtype != torch.float32 else latents.clone()
+        if self.latents and self.latents[0].shape != newest.shape:
+            self.latents = []
+        self.latents = [newest, *self.latents[:3]]
+        return super().after(time, step, prediction, latents, computed)
+
+    @property
+    def bytes(self) -> int:
+        return sum(latent.nbytes for latent in self.latents)
+
+
+_COLLECTORS: dict[type[Evidence], type[Collector]] = {
+    ForecastError: ForecastErrorCollector,
+    LatentChange: LatentChangeCollector,
+}
+
+
+def collector_for(evidence: type[Evidence], samples: int, predictor: Predictor) -> Collector:
+    """A new collector of that kind of evidence."""
+    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor)

@@ -1,0 +1,229 @@
+"""The scope of one pipeline call, and the loop that serves denoiser calls inside it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .report import Report
+from .rows import tensor_leaves
+from .run import Run
+from .turn import Turn
+
+current: ContextVar[Generation | None] = ContextVar("diffcache_generation", default=None)
+"""The generation this thread or task is inside of."""
+
+
+class Generation:
+    """Serves denoiser calls and scheduler steps of one pipeline call and keeps its report.
+
+    Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
+    diffusers would, to the end of the generation, and the report says why.
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        checked: dict[Hashable, bool],
+        expected_steps: Callable[[], int | None],
+    ) -> None:
+        self.method = method
+        self.checked = checked
+        self.expected_steps = expected_steps
+        self.report = Report(method.name)
+        self.runs: list[Run] = []
+        self.handlers: dict[int, Callable] = {}
+        self.broken = False
+        self.steps_seen = 0
+        self._started = time.perf_counter()
+
+    @property
+    def run(self) -> Run | None:
+        return self.runs[-1] if self.runs else None
+
+    def timesteps_set(self, scheduler: Any, kind: str) -> None:
+        """Starts a run; called after `set_timesteps`."""
+        with self._survive():
+            if self.run is not None and self.run.index == 0:
+                self.runs.pop()
+            self.runs.append(Run(self.method, scheduler, kind))
+
+    def scheduler_stepped(
+        self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
+    ) -> None:
+        """Takes in a step of an observed scheduler."""
+        if self.broken:
+            return
+        with self._survive():
+            if self.run is None:
+                self.runs.append(Run(self.method, scheduler, kind))
+            if self.run.scheduler is not scheduler:
+                return
+            if not isinstance(arguments.get("model_output"), Tensor):
+                return self._give_up("the scheduler steps something that is not one tensor")
+            self.steps_seen += 1
+            self.report.cache_bytes = max(self.report.cache_bytes, self.run.bytes)
+            limit = self.method.guards.max_cache_bytes
+            if limit is not None and self.run.bytes > limit:
+                return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
+            self.run.stepped(arguments, latents)
+
+    def call(
+        self,
+        attachment: Any,
+        invoke: Callable,
+        signature: inspect.Signature,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Serves one denoiser call: computes it, forecasts it, or some rows of each."""
+        turn = None
+        if not self.broken:
+            with self._survive():
+                turn = self._turn(attachment, invoke, signature, args, kwargs)
+        if turn is None:
+            self.report.calls += 1
+            return invoke(*args, **kwargs)
+        before = turn.lane.snapshot() if self._unchecked(turn) else None
+        with self._survive():
+            output = attachment.run(turn)
+            if before is not None and turn.mask is not None and not turn.full and not turn.none:
+                output = self._check(attachment, turn, before, output)
+            self._account(turn)
+            return output
+        self.report.calls += 1
+        return invoke(*args, **kwargs)
+
+    def _turn(
+        self,
+        attachment: Any,
+        invoke: Callable,
+        signature: inspect.Signature,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Turn | None:
+        if self.run is None:
+            return None
+        arguments = signature.bind(*args, **kwargs).arguments
+        sample = next(iter(arguments.values()))
+        if not isinstance(sample, Tensor):
+            return self._give_up("the denoiser's first argument is not one tensor")
+        run = self.run
+        if run.total is None:
+            run.locate(timestep_of(arguments), self.expected_steps())
+            run.uniform = not all(self.checked.values())
+            if run.full:
+                self.report.note(f"computed in full: {run.full}; force=True skips all the same")
+        place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
+        lane = run.lanes.find(place, arguments)
+        return Turn(run, lane, invoke, args, kwargs, sample.shape[0])
+
+    def _signature_of(self, turn: Turn) -> Hashable:
+        shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
+        return (turn.rows, shapes)
+
+    def _unchecked(self, turn: Turn) -> bool:
+        mixed_possible = turn.mask is None or not (turn.full or turn.none)
+        return mixed_possible and turn.rows > 1 and self._signature_of(turn) not in self.checked
+
+    def _check(self, attachment: Any, turn: Turn, before: Any, output: Any) -> Any:
+        """Computes a first mixed step in full as well; models that couple rows stop mixing."""
+        index = turn.index()
+        gathered = tensor_leaves(output)
+        after = turn.lane.snapshot()
+        turn.lane.restore(before)
+        mask = turn.mask
+        turn.compute_all()
+        full = attachment.run(turn)
+        same = all(
+            _close(a[index.to(a.device)], b[index.to(b.device)])
+            for a, b in zip(gathered, tensor_leaves(full), strict=True)
+        )
+        self.checked[self._signature_of(turn)] = same
+        if same:
+            turn.lane.restore(after)
+            turn.mask = mask
+            self.report.note("rows are independent: one mixed step was computed twice to make sure")
+            return output
+        turn.run.uniform = True
+        self.report.note(
+            "the denoiser couples the rows of a batch, so all samples are computed together"
+        )
+        return full
+
+    def _account(self, turn: Turn) -> None:
+        report = self.report
+        report.total += turn.rows
+        turn.run.step_rows += turn.rows
+        report.rows = max(report.rows, turn.run.step_rows)
+        report.computed += int(turn.mask.sum())
+        report.calls += turn.ran
+        if turn.run.samples is not None:
+            turn.run.lane_masks.append(turn.sample_mask)
+
+    def finish(self) -> Report:
+        """Closes the books and lets go of all memory."""
+        report = self.report
+        report.seconds = time.perf_counter() - self._started
+        for run in self.runs:
+            report.trace.extend(run.trace)
+            if run.full:
+                report.note(f"computed in full: {run.full}; force=True skips all the same")
+        masks = [mask for run in self.runs for mask in run.masks]
+        if masks and all(len(mask) == len(masks[0]) for mask in masks):
+            report.mask = torch.stack(masks)
+        report.steps = len(masks)
+        if report.calls and not self.steps_seen:
+            report.note("no scheduler step was observed, so every call was computed")
+        if report.total and report.computed == report.total:
+            report.note("nothing was skipped")
+        self.runs.clear()
+        return report
+
+    def _give_up(self, why: str) -> None:
+        self.broken = True
+        self.runs.clear()
+        self.report.note(f"the cache was given up and everything computed from there: {why}")
+
+    def _survive(self) -> _Survival:
+        return _Survival(self)
+
+
+class _Survival:
+    """Turns an error of ours into a note and a full computation; interrupts pass."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False
+        if os.environ.get("DIFFCACHE_STRICT"):
+            return False
+        self.generation._give_up(f"{type(error).__name__}: {error}")
+        return True
+
+
+def timestep_of(arguments: dict[str, Any]) -> float | None:
+    """The timestep among a denoiser call's bound arguments, on the host."""
+    value = arguments.get("timestep", arguments.get("timesteps"))
+    if isinstance(value, Tensor) and value.numel():
+        return float(value.flatten()[0])
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to what another batch size changes in a kernel's order of summation."""
+    tolerance = 1e-3 if a.dtype == torch.float32 else 3e-2
+    difference = (a.float() - b.float()).flatten(1).norm(dim=1)
+    return bool((difference <= tolerance * b.float().flatten(1).norm(dim=1)).all())

@@ -1,0 +1,51 @@
+"""What may never be skipped, whatever a policy says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Limits on skipping.
+
+    Args:
+        protect: how many steps at the start and at the end of a run are always computed.
+        max_consecutive_skips: after this many skips in a row a step is computed; None for no cap.
+        few_steps: runs of this many steps or fewer are computed in full.
+        stochastic: compute runs of samplers that draw noise in full; their predictions do not
+            continue one another.
+        force: lift `few_steps` and `stochastic`.
+        max_cache_bytes: a run whose caches grow past this is computed in full from there.
+    """
+
+    protect: tuple[int, int] = (3, 1)
+    max_consecutive_skips: int | None = 8
+    few_steps: int = 8
+    stochastic: bool = True
+    force: bool = False
+    max_cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        pair = tuple(self.protect) if isinstance(self.protect, (tuple, list)) else ()
+        if len(pair) != 2 or any(not isinstance(n, int) or n < 0 for n in pair):
+            raise ValueError(
+                f"protect={self.protect!r} is not a pair of step counts; try protect=(3, 1)"
+            )
+        object.__setattr__(self, "protect", pair)
+        cap = self.max_consecutive_skips
+        if cap is not None and (not isinstance(cap, int) or cap < 0):
+            raise ValueError(
+                f"max_consecutive_skips={cap!r} is not a count; try max_consecutive_skips=8, "
+                "or None for no cap"
+            )
+
+    @classmethod
+    def none(cls) -> Guards:
+        """No guard at all: the policy has the only word."""
+        return cls((0, 0), None, 0, False, True)
+
+    def protects(self, index: int, total: int) -> bool:
+        """Whether step `index` of `total` is protected."""
+        first, last = self.protect
+        return index < first or index >= total - last

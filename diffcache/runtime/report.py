@@ -1,0 +1,91 @@
+"""What a generation did, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rule = Literal["skip", "policy", "first", "protect", "cap", "full"]
+"""What bound at a step for a sample: it was skipped, or computed because the policy's tolerance
+asked for it, nothing was known yet, the step is protected, the cap on consecutive skips was
+reached, or the whole run is computed in full (a note says why)."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step: its index, its timestep, and for each sample the rule that bound."""
+
+    step: int
+    timestep: float
+    rules: tuple[Rule, ...]
+
+
+@dataclass
+class Report:
+    """The account of one generation.
+
+    Attributes:
+        method: name of the method.
+        steps: scheduler steps made.
+        rows: denoiser rows a full step has (samples × guidance branches).
+        computed: row-steps that the denoiser really computed.
+        total: row-steps that a plain pipeline would have computed.
+        calls: denoiser calls that ran the denoiser at all.
+        mask: `[steps, samples]` bool, True = computed; `wrap(pipe, mask=report.mask)` replays it.
+        trace: one `Event` a step.
+        cache_bytes: most memory the caches held.
+        seconds: wall time of the generation.
+        notes: every time a cache was refused and why, and a warning when nothing was skipped.
+    """
+
+    method: str
+    steps: int = 0
+    rows: int = 0
+    computed: int = 0
+    total: int = 0
+    calls: int = 0
+    mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
+    trace: list[Event] = field(default_factory=list)
+    cache_bytes: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def compute_fraction(self) -> float:
+        """Row-steps computed over row-steps of the plain pipeline; 1 where nothing ran."""
+        return self.computed / self.total if self.total else 1.0
+
+    def note(self, text: str) -> None:
+        """Adds a note once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def timeline(self, sample: int = 0) -> str:
+        """One character a step: █ computed, · skipped."""
+        return "".join("█" if row else "·" for row in self.mask[:, sample].tolist())
+
+    def bound(self) -> dict[Rule, int]:
+        """How often each rule bound, over steps and samples."""
+        counts: dict[Rule, int] = {}
+        for event in self.trace:
+            for rule in event.rules:
+                counts[rule] = counts.get(rule, 0) + 1
+        return counts
+
+    def __str__(self) -> str:
+        rules = ", ".join(f"{rule} {count}" for rule, count in sorted(self.bound().items()))
+        lines = [
+            f"diffcache {self.method}: {self.computed} of {self.total} row-steps computed "
+            f"({self.compute_fraction:.0%})",
+            f"  steps    {self.steps} × {self.rows} rows, {self.calls} denoiser calls",
+            f"  rules    {rules or 'none'}",
+            f"  cache    {self.cache_bytes / 2**20:.2f} MiB",
+            f"  seconds  {self.seconds:.2f}",
+        ]
+        shown = min(self.mask.shape[1], 8)
+        lines += [f"  sample {i} {self.timeline(i)}" for i in range(shown)]
+        lines += [f"  note     {text}" for text in self.notes]
+        return "\n".join(lines)

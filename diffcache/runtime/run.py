@@ -1,0 +1,198 @@
+"""One pass over a scheduler's timesteps: decisions, evidence and caches of its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffcache.policies import Evidence, Policy, ProbeChange, Step
+from diffcache.policies.base import compute_all
+from diffcache.predictors import Predictor
+
+from .evidence import Collector, collector_for
+from .guards import Guards
+from .lanes import Lanes
+from .report import Event, Rule
+from .schedulers import coordinates, stochastic_by_call, stochastic_by_kind, timetable
+
+
+class Composition(Protocol):
+    """What a run needs of a method."""
+
+    policy: Policy
+    predictor: Predictor
+    guards: Guards
+
+
+@dataclass
+class Stage:
+    """Evidence and policy state of one of the evaluations that a sampler makes in a step."""
+
+    collector: Collector
+    state: dict[str, Tensor]
+    skipped: Tensor
+
+
+class Run:
+    """The mutable state between one `set_timesteps` and the next."""
+
+    def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
+        self.method = method
+        self.scheduler = scheduler
+        self.timesteps = timetable(scheduler)
+        self.coordinates = coordinates(scheduler)
+        self.begin = 0
+        self.total: int | None = None
+        self.index = 0
+        self.samples: int | None = None
+        self.lanes = Lanes(method.predictor.anchors)
+        self.stages: dict[int, Stage] = {}
+        self.stage_number = 0
+        self.step_rows = 0
+        self.full: str | None = None
+        self.uniform = False
+        self.decision: Tensor | None = None
+        self.rules: list[Rule] = []
+        self.lane_masks: list[Tensor] = []
+        self.masks: list[Tensor] = []
+        self.trace: list[Event] = []
+        if method.guards.stochastic and not method.guards.force:
+            self.full = stochastic_by_kind(scheduler, kind)
+
+    @property
+    def in_forward(self) -> bool:
+        """Whether the policy's evidence appears inside the denoiser's forward."""
+        return self.method.policy.evidence is ProbeChange
+
+    @property
+    def time(self) -> float:
+        """The scheduler's coordinate at this step."""
+        position = min(self.begin + self.index, len(self.coordinates) - 1)
+        return self.coordinates[position]
+
+    @property
+    def timestep(self) -> float:
+        return self.timesteps[min(self.begin + self.index, len(self.timesteps) - 1)]
+
+    @property
+    def bytes(self) -> int:
+        return self.lanes.bytes + sum(stage.collector.bytes for stage in self.stages.values())
+
+    def locate(self, timestep: float | None, total: int | None) -> None:
+        """Settles where in the timetable the run begins (img2img) and how long it is.
+
+        `timestep` is what the denoiser was first called with, which some pipelines divide by 1000.
+        """
+        if timestep is not None and self.timesteps:
+            distance = [min(abs(t - timestep), abs(t - 1000 * timestep)) for t in self.timesteps]
+            self.begin = distance.index(min(distance))
+        self.total = total or len(self.timesteps) - self.begin
+        guards = self.method.guards
+        if self.full is None and self.total <= guards.few_steps and not guards.force:
+            self.full = f"a run of {self.total} steps has too few to skip any"
+
+    def stage(self, samples: int) -> Stage:
+        number = self.stage_number
+        if number not in self.stages:
+            policy = self.method.policy
+            self.stages[number] = Stage(
+                collector_for(policy.evidence, samples, self.method.predictor),
+                policy.init(samples),
+                torch.zeros(samples, dtype=torch.long),
+            )
+        return self.stages[number]
+
+    def decide(self) -> Tensor | None:
+        """The step's mask `[samples]`, taken once a step; None where a probe is to be asked.
+
+        Before the batch size is known everything is computed, which `None` samples stand for.
+        """
+        if self.decision is not None or self.samples is None:
+            return self.decision
+        stage = self.stage(self.samples)
+        forced = self._forced(stage)
+        if self.in_forward:
+            self.rules = [rule or "skip" for rule in forced]
+            if all(forced):
+                self.decision = compute_all(self.samples)
+            return self.decision
+        evidence = stage.collector.before(self.time, self.index)
+        self.decision = self._settle(stage, evidence, forced)
+        return self.decision
+
+    def ask(self, change: Tensor) -> Tensor:
+        """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`."""
+        stage = self.stage(self.samples)
+        return self._settle(stage, ProbeChange(change), self._forced(stage))
+
+    def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> Tensor:
+        step = Step(self.index, self.total)
+        wanted, stage.state = self.method.policy.decide(step, evidence, stage.state)
+        self.rules = [
+            rule or ("policy" if want else "skip")
+            for rule, want in zip(forced, wanted.tolist(), strict=True)
+        ]
+        mask = torch.tensor([rule != "skip" for rule in self.rules])
+        return compute_all(self.samples) if self.uniform and bool(mask.any()) else mask
+
+    def _forced(self, stage: Stage) -> list[Rule | None]:
+        guards = self.method.guards
+        if self.full is not None:
+            return ["full"] * self.samples
+        if guards.protects(self.index, self.total):
+            return ["protect"] * self.samples
+        cap = guards.max_consecutive_skips
+        if cap is None:
+            return [None] * self.samples
+        return ["cap" if n >= cap else None for n in stage.skipped.tolist()]
+
+    def stepped(self, arguments: dict[str, Any], latents: Tensor) -> None:
+        """Takes in a scheduler step; the next denoiser call belongs to the next step."""
+        prediction = arguments["model_output"]
+        if self.samples is None:
+            self.samples = prediction.shape[0]
+            self.rules = ["first"] * self.samples
+        if self.total is None:
+            self.locate(None, None)
+        guards = self.method.guards
+        if self.full is None and guards.stochastic and not guards.force:
+            self.full = stochastic_by_call(arguments)
+        self._observe(prediction, latents)
+        self.lanes.next_step()
+        self.index += 1
+        # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind.
+        self.stage_number = 0 if getattr(self.scheduler, "state_in_first_order", True) else 1
+        self.step_rows = 0
+        self.decision = None
+
+    def _observe(self, prediction: Tensor, latents: Tensor) -> None:
+        """Evidence and books for the step just made."""
+        mask = self._decided()
+        stage = self.stage(self.samples)
+        if self.full is None:
+            truth = mask
+            for lane_mask in self.lane_masks:
+                truth = truth & lane_mask
+            if not self.in_forward or bool(truth.any()):
+                error = stage.collector.after(self.time, self.index, prediction, latents, truth)
+                step = Step(self.index, self.total)
+                stage.state = self.method.policy.observe(step, error, truth, stage.state)
+        stage.skipped = (stage.skipped + 1).masked_fill(mask, 0)
+        self.masks.append(mask)
+        rules = [
+            "skip" if not done else rule if rule != "skip" else "policy"
+            for done, rule in zip(mask.tolist(), self.rules, strict=True)
+        ]
+        self.trace.append(Event(self.index, self.timestep, tuple(rules)))
+        self.lane_masks = []
+
+    def _decided(self) -> Tensor:
+        """The mask of the step: as decided, or where lanes decide, computed by any of them."""
+        if self.decision is not None:
+            return self.decision
+        if not self.lane_masks or self.samples is None or not self.in_forward:
+            return compute_all(self.samples)
+        return torch.stack(self.lane_masks).any(0)

@@ -1,0 +1,74 @@
+"""What a run must know about a scheduler: its coordinate, its steps, whether it draws noise."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+
+# Sampling noise enters at every step of these, whatever their configuration.
+_DRAWS_NOISE = re.compile(
+    r"Ancestral|SDE|Sde|LCM|TCD|DDPM|CogVideoXDPM|RePaint|CosineDPM|SASolver|UnCLIP|SCM"
+    r"|ConsistencyModel|ConsistencyDecoder|VQDiffusion|Amused|KarrasVe|Wuerstchen|DMD"
+)
+
+
+def stochastic_by_kind(scheduler: Any, name: str) -> str | None:
+    """Why a scheduler of class `name` with this configuration draws noise, or None."""
+    if match := _DRAWS_NOISE.search(name):
+        return f"{name} draws noise at every step ({match.group()})"
+    config = getattr(scheduler, "config", {})
+    algorithm = str(config.get("algorithm_type", ""))
+    if algorithm.startswith("sde"):
+        return f"{name} has algorithm_type={algorithm!r}"
+    if config.get("stochastic_sampling"):
+        return f"{name} has stochastic_sampling=True"
+    return None
+
+
+def stochastic_by_call(arguments: dict[str, Any]) -> str | None:
+    """Why a call of `step` with these arguments draws noise, or None."""
+    for name in ("eta", "s_churn"):
+        value = arguments.get(name) or 0
+        if value > 0:
+            return f"the scheduler is called with {name}={value}"
+    return None
+
+
+def timetable(scheduler: Any) -> list[float]:
+    """The scheduler's timesteps on the host."""
+    return [float(t) for t in torch.as_tensor(scheduler.timesteps).tolist()]
+
+
+def coordinates(scheduler: Any) -> list[float]:
+    """The coordinate in which predictions change smoothly, for each entry of `timesteps`.
+
+    log(α/σ) for variance preserving and exploding schedulers, −σ for flow matching; both rise
+    while sampling. Ends where log(α/σ) is infinite are clamped.
+    """
+    times = timetable(scheduler)
+    config = getattr(scheduler, "config", {})
+    sigmas = getattr(scheduler, "sigmas", None)
+    flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    cumulative = getattr(scheduler, "alphas_cumprod", None)
+    if cumulative is not None and not flow:
+        return [_log_snr(cumulative, t) for t in times]
+    if sigmas is None or len(sigmas) < len(times):
+        return [-t for t in times]
+    values = [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
+    if flow or max(values) <= 1:
+        return [-value for value in values]
+    return [-math.log(max(value, 1e-4)) for value in values]
+
+
+def _log_snr(cumulative: torch.Tensor, t: float) -> float:
+    low = min(max(math.floor(t), 0), len(cumulative) - 1)
+    high = min(low + 1, len(cumulative) - 1)
+    part = min(max(t - low, 0.0), 1.0)
+    ends = []
+    for index in (low, high):
+        alpha = min(max(float(cumulative[index]), 1e-6), 1 - 1e-6)
+        ends.append(0.5 * math.log(alpha / (1 - alpha)))
+    return ends[0] + part * (ends[1] - ends[0])

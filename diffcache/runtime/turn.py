@@ -1,0 +1,99 @@
+"""One denoiser call, as a site sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lanes import Lane
+from .rows import as_index, samples_to_rows
+from .run import Run
+
+
+class Turn:
+    """What a site needs to serve one call: the call, who computes, and the lane's values.
+
+    Attributes:
+        args, kwargs: the call's arguments.
+        rows: batch rows of the call.
+        lane: the guidance branch that the call continues.
+        mask: `[rows]` bool, True = compute; None until a probe has been asked.
+    """
+
+    def __init__(
+        self, run: Run, lane: Lane, invoke: Callable, args: tuple, kwargs: dict, rows: int
+    ) -> None:
+        self.run, self.lane, self.rows = run, lane, rows
+        self.args, self.kwargs = args, kwargs
+        self._invoke = invoke
+        self.computed_rows = 0
+        self.ran = False
+        self.mask: Tensor | None = None
+        self._settle(run.decide())
+
+    def _settle(self, decision: Tensor | None) -> None:
+        if self.run.samples is None or self.rows % self.run.samples:
+            self.mask = torch.ones(self.rows, dtype=torch.bool)
+        elif decision is not None:
+            self.mask = samples_to_rows(decision, self.rows)
+
+    def ask(self, change: Tensor, reference: Tensor) -> Tensor:
+        """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
+
+        Returns the mask `[rows]`, which then holds for the call.
+        """
+        if self.mask is None:
+            samples = self.run.samples
+            totals = torch.stack([change, reference]).cpu().double().reshape(2, -1, samples).sum(1)
+            decision = self.run.ask(totals[0] / totals[1])
+            self._settle(decision)
+        return self.mask
+
+    @property
+    def sample_mask(self) -> Tensor:
+        """The mask by sample `[samples]`: True where all of its rows compute."""
+        samples = self.run.samples or self.rows
+        if self.rows % samples:
+            return torch.ones(samples, dtype=torch.bool)
+        return self.mask.reshape(-1, samples).all(0)
+
+    def compute_all(self) -> None:
+        """Makes every row compute."""
+        self.mask = torch.ones(self.rows, dtype=torch.bool)
+
+    def invoke(self, args: tuple, kwargs: dict) -> Any:
+        """Runs the denoiser."""
+        self.ran = True
+        return self._invoke(*args, **kwargs)
+
+    @property
+    def full(self) -> bool:
+        return bool(self.mask.all())
+
+    @property
+    def none(self) -> bool:
+        return not bool(self.mask.any())
+
+    def index(self) -> Tensor:
+        """The rows that compute."""
+        return as_index(self.mask)
+
+    def remember(self, key: Hashable, values: Sequence[Tensor]) -> None:
+        """Stores `values` `[rows, ...]` of the rows that computed."""
+        rows = None if self.full else self.mask
+        self.lane.history(key).append(values, self.run.time, self.run.index, rows)
+
+    def can_forecast(self, key: Hashable) -> bool:
+        """Whether every row has a value stored under `key`."""
+        history = self.lane.histories.get(key)
+        return history is not None and history.rows == self.rows and history.depth > 0
+
+    def forecast(self, key: Hashable) -> list[Tensor]:
+        """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
+        predictor = self.run.method.predictor
+        now = self.run.time if predictor.coordinate == "noise" else float(self.run.index)
+        t = torch.full((self.rows,), now, dtype=torch.float64)
+        return self.lane.history(key).forecast(predictor, t)

@@ -1,0 +1,7 @@
+"""Where work is avoided: the only code that knows the structure of modules."""
+
+from .base import Attachment, Site
+from .block_stack import BlockStack
+from .output import Output
+
+__all__ = ["Attachment", "BlockStack", "Output", "Site"]

@@ -1,0 +1,38 @@
+"""The contract of a site."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from diffcache.policies import Evidence
+from diffcache.runtime.turn import Turn
+
+
+class Attachment(ABC):
+    """A site on one denoiser, for the length of one generation."""
+
+    key: Hashable
+
+    @abstractmethod
+    def run(self, turn: Turn) -> Any:
+        """Serves one denoiser call and returns what the denoiser would have returned."""
+
+    def detach(self) -> None:
+        """Leaves the denoiser as it was found."""
+
+
+class Site(ABC):
+    """Where in a denoiser work is avoided."""
+
+    provides: ClassVar[frozenset[type[Evidence]]]
+
+    @abstractmethod
+    def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
+        """Puts the site on `denoiser` for a generation with these gate handlers."""
+
+    def check(self, denoiser: nn.Module) -> None:
+        """Raises ValueError where this site cannot serve `denoiser`, saying what would fit."""

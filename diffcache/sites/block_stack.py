@@ -1,0 +1,198 @@
+"""The blocks of a transformer: a skip runs the first and last few and bridges the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcache.kernels import latent_difference
+from diffcache.policies import ForecastError, LatentChange, NoEvidence, ProbeChange
+from diffcache.runtime.rows import merge, take
+from diffcache.runtime.turn import Turn
+
+from .base import Attachment, Site
+from .discovery import block_lists, is_unet
+from .gate import close_gate, open_gate
+from .output import Output, OutputAttachment
+from .recording import Recording, placeholder
+
+
+@dataclass(frozen=True)
+class BlockStack(Site):
+    """Bypasses the blocks of a transformer between the first `head` and the last `tail`.
+
+    Each list of blocks has one sink: its last bypassed block returns the list's input plus the
+    residual that the bypassed blocks are forecast to add. What the parent adds between lists
+    (control residuals) is thus in the input and is never counted twice. The residual of the head
+    is the probe of First Block Cache.
+
+    Args:
+        head: blocks at the start that are always computed.
+        tail: blocks at the end that are always computed.
+    """
+
+    head: int = 1
+    tail: int = 0
+    provides = frozenset({NoEvidence, ForecastError, LatentChange, ProbeChange})
+
+    def __post_init__(self) -> None:
+        if self.head < 0 or self.tail < 0:
+            raise ValueError(f"head={self.head}, tail={self.tail}: block counts cannot be negative")
+
+    def check(self, denoiser: nn.Module) -> None:
+        name = type(denoiser).__name__
+        lists = block_lists(denoiser)
+        if is_unet(denoiser) or not lists:
+            raise ValueError(
+                f"{name} has no stack of transformer blocks for the block-stack site; "
+                "use a method on the output site, for example diffcache.wrap(pipe, 'adaptive')"
+            )
+        total = sum(len(blocks) for _, blocks in lists)
+        if self.head + self.tail >= total:
+            raise ValueError(
+                f"BlockStack(head={self.head}, tail={self.tail}) leaves nothing to bypass: {name} "
+                f"has {total} blocks; use head + tail <= {total - 1}"
+            )
+
+    def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
+        return _BlockStackAttachment(self, denoiser, handlers)
+
+
+class _BlockStackAttachment(Attachment):
+    def __init__(self, site: BlockStack, denoiser: nn.Module, handlers: dict) -> None:
+        self.key = id(denoiser)
+        self.site = site
+        self.lists = [list(blocks) for _, blocks in block_lists(denoiser)]
+        self.recording = Recording(self.lists)
+        self.fallback = OutputAttachment(denoiser)
+        self.turn: Turn | None = None
+        self.entries: dict[int, dict[int, Tensor]] = {}
+        self.head_entry: Tensor | None = None
+        for block in self._blocks():
+            open_gate(block)
+            handlers[id(block)] = partial(self._serve, block)
+
+    def _blocks(self) -> list[nn.Module]:
+        return [block for blocks in self.lists for block in blocks]
+
+    def detach(self) -> None:
+        for block in self._blocks():
+            close_gate(block)
+
+    def run(self, turn: Turn) -> Any:
+        if self.recording.blind:
+            return self._without_blocks(turn)
+        recorded = self.recording.plan is not None
+        if not recorded or not all(turn.can_forecast(k) for k in self.recording.plan.sinks):
+            turn.compute_all()
+        self.turn = turn
+        try:
+            output = turn.invoke(turn.args, turn.kwargs)
+        finally:
+            self.turn = None
+            self.entries.clear()
+        if not recorded:
+            self.recording.settle(self.site.head, self.site.tail)
+        return output
+
+    def _without_blocks(self, turn: Turn) -> Any:
+        """Serves a denoiser whose blocks' calls do not pass our gates (a compiled one)."""
+        if turn.run.method.policy.evidence not in Output.provides:
+            turn.compute_all()
+        return self.fallback.run(turn)
+
+    def _serve(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        turn, plan = self.turn, self.recording.plan
+        if turn is None:
+            return plain(*args, **kwargs)
+        if plan is None:
+            return self.recording.record(block, plain, args, kwargs)
+        role = plan.roles.get(id(block))
+        if role is None:
+            return plain(*args, **kwargs)
+        if role.kind == "head":
+            return self._probe(role, plain, args, kwargs)
+        if role.source:
+            self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
+        if turn.full:
+            output = plain(*args, **kwargs)
+            turn.lane.memory[("output", id(block))] = self.recording.describe(output)
+        elif turn.none:
+            described = turn.lane.memory[("output", id(block))]
+            output = None if role.sink else described.empty()
+        else:
+            output = self._mixed(block, plain, args, kwargs)
+        return self._sink(block, role, output) if role.sink else output
+
+    def _mixed(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        turn = self.turn
+        index = turn.index()
+        described = turn.lane.memory[("output", id(block))]
+        computed = plain(*take(args, turn.rows, index), **take(kwargs, turn.rows, index))
+        whole = [
+            merge(part, placeholder(meta), index)
+            for part, meta in zip(described.tensors_of(computed), described.metas, strict=True)
+        ]
+        return described.structure.fill(whole)
+
+    def _sink(self, block: nn.Module, role: Any, output: Any) -> Any:
+        turn = self.turn
+        described = turn.lane.memory[("output", id(block))]
+        entry = self.recording.matching(role.list_index, described, self.entries)
+        key = role.list_index
+        values: list[Tensor] = []
+        if output is not None:
+            values = [
+                out if start is None else out - start
+                for out, start in zip(described.tensors_of(output), entry, strict=True)
+            ]
+        if turn.full:
+            turn.remember(key, values)
+            return output
+        forecast = turn.forecast(key)
+        if not turn.none:
+            turn.remember(key, values)
+        bridged = [
+            part if start is None else start + part
+            for part, start in zip(forecast, entry, strict=True)
+        ]
+        if turn.none:
+            return described.structure.fill(bridged)
+        mask = turn.mask
+        return described.structure.fill(
+            [
+                torch.where(_along(mask, real), real, bridge)
+                for real, bridge in zip(described.tensors_of(output), bridged, strict=True)
+            ]
+        )
+
+    def _probe(self, role: Any, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        turn = self.turn
+        if role.first_head:
+            self.head_entry = self.recording.hidden_input(role.list_index, args, kwargs)
+        output = plain(*args, **kwargs)
+        if not role.last_head or turn.run.method.policy.evidence is not ProbeChange:
+            return output
+        residual = (
+            self.recording.hidden_output(role.list_index, output, self.head_entry) - self.head_entry
+        )
+        known = turn.lane.memory.get("probe")
+        if turn.mask is None:
+            if known is None:
+                turn.compute_all()
+            else:
+                found = latent_difference([known, residual], [1.0, -1.0])
+                turn.ask(found.abs_difference, found.abs_reference)
+        if known is not None and not turn.full:
+            residual = torch.where(_along(turn.mask, residual), residual, known)
+        turn.lane.memory["probe"] = residual
+        return output
+
+
+def _along(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

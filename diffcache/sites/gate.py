@@ -1,0 +1,87 @@
+"""Puts a function in front of a module instance's call: the one place that uses private API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from threading import RLock
+from typing import Any
+
+from torch import nn
+
+from diffcache.runtime.generation import Generation, current
+
+Handler = Callable[[Callable, tuple, dict[str, Any]], Any]
+"""Called with the plain call and the call's arguments."""
+
+Resident = Callable[[tuple, dict[str, Any]], Generation]
+"""Gives the generation that serves a call from outside of any pipeline's call."""
+
+_PRIVATE = "_compiled_call_impl"
+_lock = RLock()
+
+
+class _Gate:
+    """Sends the calls of one module to the handler of the generation that is running, if any.
+
+    `nn.Module.__call__` looks for `_compiled_call_impl` on the instance before anything else. A
+    gate there runs outside of compiled regions and of accelerate's hooks, and is in neither
+    `state_dict`, copies nor pickles. With `DIFFCACHE_GATE=forward` the instance's `forward` is
+    overridden instead, which needs no private API and runs inside of both.
+    """
+
+    def __init__(self, module: nn.Module, attribute: str) -> None:
+        self.identity = id(module)
+        self.uses = 0
+        self.resident: Resident | None = None
+        self.previous = module.__dict__.get(attribute)
+        plain = module._call_impl if attribute == _PRIVATE else module.forward
+        self.plain: Callable = self.previous or plain
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        generation = current.get()
+        if generation is None and self.resident is not None:
+            generation = self.resident(args, kwargs)
+            token = current.set(generation)
+            try:
+                return self._serve(generation, args, kwargs)
+            finally:
+                current.reset(token)
+        return self._serve(generation, args, kwargs)
+
+    def _serve(self, generation: Generation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+        handler = generation.handlers.get(self.identity) if generation is not None else None
+        return self.plain(*args, **kwargs) if handler is None else handler(self.plain, args, kwargs)
+
+
+def _attribute() -> str:
+    return "forward" if os.environ.get("DIFFCACHE_GATE") == "forward" else _PRIVATE
+
+
+def open_gate(module: nn.Module, resident: Resident | None = None) -> None:
+    """Gates `module`; calls nest, and every generation has handlers of its own."""
+    with _lock:
+        attribute = _attribute()
+        gate = module.__dict__.get(attribute)
+        if not isinstance(gate, _Gate):
+            gate = _Gate(module, attribute)
+            # An OptimizedModule forwards setattr to what it wraps; its own dict is meant here.
+            module.__dict__[attribute] = gate
+        gate.uses += 1
+        gate.resident = resident or gate.resident
+
+
+def close_gate(module: nn.Module) -> None:
+    """Takes back one `open_gate`; the last one leaves the module as it was found."""
+    with _lock:
+        attribute = _attribute()
+        gate = module.__dict__.get(attribute)
+        # Somebody who compiled the module meanwhile has replaced the gate; theirs stays.
+        if not isinstance(gate, _Gate):
+            return
+        gate.uses -= 1
+        if gate.uses == 0:
+            if gate.previous is None:
+                del module.__dict__[attribute]
+            else:
+                module.__dict__[attribute] = gate.previous

@@ -1,0 +1,62 @@
+"""The denoiser's whole output: any denoiser, one tensor to keep, the largest saving a skip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffcache.policies import ForecastError, LatentChange, NoEvidence
+from diffcache.runtime.rows import merge, take, tensor_leaves
+from diffcache.runtime.turn import Turn
+
+from .base import Attachment, Site
+from .structure import Structure
+
+
+@dataclass(frozen=True)
+class Output(Site):
+    """Skips the denoiser call itself; mixed steps compute the gathered rows only."""
+
+    provides = frozenset({NoEvidence, ForecastError, LatentChange})
+
+    def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
+        return OutputAttachment(denoiser)
+
+
+class OutputAttachment(Attachment):
+    """The output site on one denoiser."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.key = id(denoiser)
+
+    def run(self, turn: Turn) -> Any:
+        if not turn.can_forecast("output"):
+            turn.compute_all()
+        if turn.full:
+            output = turn.invoke(turn.args, turn.kwargs)
+            self._remember(turn, output)
+            return output
+        structure: Structure = turn.lane.memory["structure"]
+        forecast = turn.forecast("output")
+        if turn.none:
+            return structure.fill(forecast)
+        index = turn.index()
+        computed = turn.invoke(
+            take(turn.args, turn.rows, index), take(turn.kwargs, turn.rows, index)
+        )
+        merged = [
+            merge(part, whole, index)
+            for part, whole in zip(tensor_leaves(computed), forecast, strict=True)
+        ]
+        turn.remember("output", merged)
+        return structure.fill(merged)
+
+    def _remember(self, turn: Turn, output: Any) -> None:
+        leaves: list[Tensor] = tensor_leaves(output)
+        # An output with a tensor that has no batch axis cannot be told row from row.
+        if leaves and all(leaf.ndim and leaf.shape[0] == turn.rows for leaf in leaves):
+            turn.remember("output", leaves)
+            turn.lane.memory["structure"] = Structure(output)

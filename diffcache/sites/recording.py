@@ -1,0 +1,164 @@
+"""One observed pass through a stack of blocks: who calls whom with what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffcache.runtime.rows import leaves
+
+from .structure import Structure
+
+Meta = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def placeholder(meta: Meta) -> Tensor:
+    """Uninitialised memory that stands where nothing was computed; nothing may read it."""
+    shape, dtype, device = meta
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A block's output without its tensors: nesting, shapes, and which leaves are tensors."""
+
+    structure: Structure
+    metas: tuple[Meta, ...]
+    positions: tuple[int, ...]
+
+    def tensors_of(self, output: Any) -> list[Tensor]:
+        """The tensors of an output of this structure."""
+        found = leaves(output)
+        return [found[position] for position in self.positions]
+
+    def empty(self) -> Any:
+        """The output with placeholders."""
+        return self.structure.fill([placeholder(meta) for meta in self.metas])
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a block does when the stack is bypassed."""
+
+    kind: Literal["head", "bypassed"]
+    list_index: int
+    source: bool = False
+    sink: bool = False
+    first_head: bool = False
+    last_head: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Roles by block, and the lists that have a sink. Blocks of the tail have no role."""
+
+    roles: dict[int, Role]
+    sinks: tuple[int, ...]
+
+
+class Recording:
+    """What a full pass through `lists` of blocks has shown.
+
+    An output leaf that a block hands to the next one as an argument ties the two together by
+    identity: that is how the input of a list is known without any table of models.
+    """
+
+    def __init__(self, lists: list[list[nn.Module]]) -> None:
+        self.lists = lists
+        self.plan: Plan | None = None
+        self.blind = False
+        self._where = {id(block): i for i, blocks in enumerate(lists) for block in blocks}
+        self._order: list[nn.Module] = []
+        self._last: tuple[int, list[Any]] | None = None
+        self._ties: list[dict[int, str]] = [{} for _ in lists]
+        self._signatures = [inspect.signature(blocks[0].forward) for blocks in lists]
+
+    def record(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        """Calls the block and notes the order and what it was handed."""
+        index = self._where[id(block)]
+        bound = self._bind(index, args, kwargs)
+        if self._last is not None and self._last[0] == index:
+            for position, leaf in enumerate(self._last[1]):
+                for name, value in bound.items():
+                    if isinstance(leaf, Tensor) and value is leaf:
+                        self._ties[index][position] = name
+        output = plain(*args, **kwargs)
+        self._order.append(block)
+        self._last = (index, leaves(output))
+        return output
+
+    def settle(self, head: int, tail: int) -> None:
+        """Makes the plan from the pass just recorded."""
+        self._last = None
+        if not self._order or len(set(map(id, self._order))) != len(self._order):
+            self.blind = True
+            return
+        stop = len(self._order) - tail
+        roles: dict[int, Role] = {}
+        for number, block in enumerate(self._order[:head]):
+            index = self._where[id(block)]
+            roles[id(block)] = Role(
+                "head", index, first_head=number == 0, last_head=number == head - 1
+            )
+        bypassed = self._order[head:stop]
+        sinks = []
+        for index in range(len(self.lists)):
+            chain = [block for block in bypassed if self._where[id(block)] == index]
+            if chain:
+                sinks.append(index)
+            for block in chain:
+                roles[id(block)] = Role(
+                    "bypassed", index, source=block is chain[0], sink=block is chain[-1]
+                )
+        self.plan = Plan(roles, tuple(sinks))
+
+    def _bind(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
+        return self._signatures[index].bind(*args, **kwargs).arguments
+
+    def describe(self, output: Any) -> Described:
+        """The output without its tensors."""
+        found = leaves(output)
+        positions = tuple(i for i, leaf in enumerate(found) if isinstance(leaf, Tensor))
+        metas = tuple((found[i].shape, found[i].dtype, found[i].device) for i in positions)
+        return Described(Structure(output), metas, positions)
+
+    def inputs(self, index: int, args: tuple, kwargs: dict) -> dict[int, Tensor]:
+        """What enters list `index`, by the position of the output leaf that it becomes."""
+        bound = self._bind(index, args, kwargs)
+        return {
+            position: bound[name]
+            for position, name in self._ties[index].items()
+            if isinstance(bound.get(name), Tensor)
+        }
+
+    def matching(
+        self, index: int, described: Described, entries: dict[int, dict[int, Tensor]]
+    ) -> list[Tensor | None]:
+        """The list's input for each output tensor; None where it is unknown or of another shape."""
+        entry = entries.get(index, {})
+        found = [entry.get(position) for position in described.positions]
+        return [
+            tensor if tensor is not None and tensor.shape == meta[0] else None
+            for tensor, meta in zip(found, described.metas, strict=True)
+        ]
+
+    def _hidden_name(self, index: int) -> str:
+        parameters = self._signatures[index].parameters
+        return "hidden_states" if "hidden_states" in parameters else next(iter(parameters))
+
+    def hidden_input(self, index: int, args: tuple, kwargs: dict) -> Tensor:
+        """The main stream among a block's arguments."""
+        return self._bind(index, args, kwargs)[self._hidden_name(index)]
+
+    def hidden_output(self, index: int, output: Any, entry: Tensor) -> Tensor:
+        """The main stream in a block's output, which entered the block as `entry`."""
+        found = leaves(output)
+        for position, name in self._ties[index].items():
+            if name == self._hidden_name(index):
+                return found[position]
+        return next(x for x in found if isinstance(x, Tensor) and x.shape == entry.shape)

@@ -1,0 +1,204 @@
+"""What `wrap` puts on a pipeline or a bare denoiser."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import nn
+
+from .methods import Method
+from .runtime import clock
+from .runtime.disguise import base_of, disguised
+from .runtime.generation import Generation, current, timestep_of
+from .runtime.report import Report
+from .sites import Attachment, gate
+from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers
+
+wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
+requests: ContextVar[Request | None] = ContextVar("diffcache_request", default=None)
+
+
+class Request:
+    """Options of the generations inside a `with diffcache.request(...)`, and their reports.
+
+    Attributes:
+        options: what overrides the method's own options.
+        reports: one `Report` a generation, in order.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.reports: list[Report] = []
+
+    @property
+    def report(self) -> Report:
+        """The newest report."""
+        if not self.reports:
+            raise RuntimeError(
+                "no generation has run inside this request; call the wrapped pipeline inside the "
+                "with block, then read .report"
+            )
+        return self.reports[-1]
+
+
+def requested(method: Method) -> Method:
+    """The method with the options of the request that is open, if any."""
+    request = requests.get()
+    return method.configured(**request.options) if request is not None else method
+
+
+def _attach(
+    stack: ExitStack, generation: Generation, method: Method, modules: Iterable[nn.Module]
+) -> None:
+    for module in modules:
+        if (other := foreign_cache(module)) is not None:
+            generation.report.note(f"computed in full: another cache is active: {other}")
+            continue
+        attachment = method.site.attach(module, generation.handlers)
+        stack.callback(attachment.detach)
+        gate.open_gate(module)
+        stack.callback(gate.close_gate, module)
+        generation.handlers[id(module)] = _handler(generation, attachment, module)
+
+
+def _handler(generation: Generation, attachment: Attachment, module: nn.Module) -> Callable:
+    signature = inspect.signature(plain_module(module).forward)
+
+    def serve(plain: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return generation.call(attachment, plain, signature, args, kwargs)
+
+    return serve
+
+
+class PipelineWrapping:
+    """A method on one pipeline instance; nothing but the instance's class differs outside calls."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.checked: dict[Hashable, bool] = {}
+        self.report: Report | None = None
+
+    def put_on(self, pipe: Any) -> None:
+        """Makes calls of `pipe` generations."""
+        wrappings[pipe] = self
+        pipe.__class__ = disguised(base_of(pipe), _scoped)
+
+    def take_off(self, pipe: Any) -> None:
+        """Leaves `pipe` a plain pipeline."""
+        pipe.__class__ = base_of(pipe)
+        del wrappings[pipe]
+
+    def generate(self, pipe: Any, call: Callable[[], Any]) -> Any:
+        """Runs one pipeline call inside of a generation's scope."""
+        method = requested(self.method)
+        # A pipeline sets its step count in each call; the last call's must not stand in for it.
+        stale = pipe.__dict__.pop("_num_timesteps", None)
+        generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
+        with ExitStack() as stack:
+            stack.callback(self._finish, pipe, generation, stale)
+            for scheduler in schedulers(pipe):
+                clock.watch(scheduler)
+                stack.callback(clock.unwatch, scheduler)
+            _attach(stack, generation, method, denoisers(pipe).values())
+            token = current.set(generation)
+            stack.callback(current.reset, token)
+            return call()
+
+    def _finish(self, pipe: Any, generation: Generation, stale: int | None) -> None:
+        if stale is not None:
+            pipe.__dict__.setdefault("_num_timesteps", stale)
+        self.report = generation.finish()
+        if (request := requests.get()) is not None:
+            request.reports.append(self.report)
+
+
+def _scoped(base: type) -> dict[str, Callable]:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        wrapping = wrappings.get(self)
+        plain = partial(base.__call__, self, *args, **kwargs)
+        return plain() if wrapping is None else wrapping.generate(self, plain)
+
+    return {"__call__": __call__}
+
+
+class ModelWrapping:
+    """A method on a bare denoiser in a hand-written loop over `scheduler`.
+
+    A generation starts at `scheduler.set_timesteps`, or when the timestep rises again, and ends
+    with the last step of the timetable.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.checked: dict[Hashable, bool] = {}
+        self.report: Report | None = None
+        self._generation: Generation | None = None
+        self._open = ExitStack()
+        self._timestep = float("-inf")
+
+    def put_on(self, module: nn.Module, scheduler: Any) -> None:
+        """Gates `module` and observes `scheduler`."""
+        # Weak, because the tables that lead here must not keep what they are keyed by.
+        self._module, self._scheduler = ref(module), ref(scheduler)
+        gate.open_gate(module, self.running)
+        clock.watch(scheduler, self)
+        wrappings[module] = self
+
+    def take_off(self, module: nn.Module) -> None:
+        """Leaves the module and the scheduler plain."""
+        self._end()
+        if (scheduler := self._scheduler()) is not None:
+            clock.unwatch(scheduler)
+        gate.close_gate(module)
+        del wrappings[module]
+
+    def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
+        """The generation that serves a call of the denoiser with these arguments."""
+        signature = inspect.signature(plain_module(self._module()).forward)
+        timestep = timestep_of(signature.bind(*args, **kwargs).arguments)
+        if timestep is not None:
+            if timestep > self._timestep and self._generation is not None:
+                self._end()
+            self._timestep = timestep
+        if self._generation is None:
+            self._begin()
+            scheduler = self._scheduler()
+            self._generation.timesteps_set(scheduler, base_of(scheduler).__name__)
+        return self._generation
+
+    def timesteps_set(self, scheduler: Any, kind: str) -> None:
+        """Starts a generation; the scheduler has a new timetable."""
+        self._end()
+        self._begin()
+        self._timestep = float("inf")
+        self._generation.timesteps_set(scheduler, kind)
+
+    def scheduler_stepped(
+        self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
+    ) -> None:
+        """Takes in a step; the timetable's last one ends the generation."""
+        if self._generation is None:
+            return
+        self._generation.scheduler_stepped(scheduler, kind, arguments, latents)
+        run = self._generation.run
+        if run is not None and run.total is not None and run.index >= run.total:
+            self._end()
+
+    def _begin(self) -> None:
+        method = requested(self.method)
+        self._generation = Generation(method, self.checked, lambda: None)
+        _attach(self._open, self._generation, method, [self._module()])
+
+    def _end(self) -> None:
+        if self._generation is not None:
+            self._open.close()
+            self.report = self._generation.finish()
+            self._generation = None
+            if (request := requests.get()) is not None:
+                request.reports.append(self.report)
