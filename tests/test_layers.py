@@ -29,6 +29,7 @@ LAYERS = {
         "diffcache.metrics",
         "diffcache.report",
         "diffcache.tiny",
+        "diffcache.wrapping",
     ],
 }
 RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
@@ -89,7 +90,7 @@ def violations(modules: dict[str, Module]) -> list[str]:
         if own is None:
             found.append(f"{name} has no layer: place it in LAYERS")
             continue
-        for line, target in imports(name, module, known):
+        for line, target in sorted(set(imports(name, module, known))):
             top = target.partition(".")[0]
             if top == "diffcache":
                 other = layer_of(target)
