@@ -1,0 +1,146 @@
+"""Policies as pure functions of evidence and state."""
+
+import pytest
+import torch
+
+from diffcache.policies import (
+    ErrorBudget,
+    ForecastError,
+    Interval,
+    LatentChange,
+    Mask,
+    NoEvidence,
+    ProbeChange,
+    Step,
+    ThirdOrder,
+    Threshold,
+)
+
+STEP = Step(5, 50)
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def measured(policy: ErrorBudget, samples: int, rate: float) -> dict:
+    """A state in which the policy has seen `rate` at unit growth, nothing spent."""
+    state = policy.init(samples)
+    _, state = policy.decide(STEP, ForecastError(torch.ones(samples).double()), state)
+    everyone = torch.ones(samples, dtype=torch.bool)
+    return policy.observe(STEP, torch.full((samples,), rate).double(), everyone, state)
+
+
+def test_budget_computes_until_an_error_was_measured():
+    policy = ErrorBudget(tolerance=100.0)
+    state = policy.init(2)
+    mask, state = policy.decide(STEP, ForecastError(vector(1e-9, 1e-9)), state)
+    assert mask.tolist() == [True, True]
+
+
+def test_budget_spends_rate_times_growth_until_the_tolerance():
+    policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
+    state = measured(policy, 1, 0.02)
+    masks = []
+    for growth in (1.0, 1.5, 2.0, 3.0):
+        mask, state = policy.decide(STEP, ForecastError(vector(growth)), state)
+        masks.append(bool(mask))
+    assert masks == [False, False, False, True]
+
+
+def test_budget_starts_afresh_for_the_samples_that_were_computed():
+    policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
+    state = measured(policy, 2, 0.04)
+    _, state = policy.decide(STEP, ForecastError(vector(2.0, 2.0)), state)
+    state = policy.observe(STEP, vector(0.04, 0.04), torch.tensor([True, False]), state)
+    mask, _ = policy.decide(STEP, ForecastError(vector(1.0, 1.0)), state)
+    assert mask.tolist() == [False, True]
+
+
+def test_budget_ignores_the_error_of_samples_that_were_not_computed():
+    policy = ErrorBudget(tolerance=0.1)
+    state = measured(policy, 2, 0.01)
+    before = state["rate"].clone()
+    _, state = policy.decide(STEP, ForecastError(vector(1.0, 1.0)), state)
+    state = policy.observe(STEP, vector(9.0, 9.0), torch.tensor([False, True]), state)
+    assert state["rate"][0] == before[0]
+    assert state["rate"][1] > before[1]
+
+
+def test_budget_has_a_tolerance_for_each_sample_and_none_computes():
+    policy = ErrorBudget(tolerance=(0.5, 0.01, None))
+    state = measured(policy, 3, 0.02)
+    mask, _ = policy.decide(STEP, ForecastError(vector(1.0, 1.0, 1.0)), state)
+    assert mask.tolist() == [False, True, True]
+
+
+def test_budget_of_zero_computes_even_where_the_error_is_zero():
+    policy = ErrorBudget(tolerance=0.0)
+    mask, _ = policy.decide(STEP, ForecastError(vector(1.0)), measured(policy, 1, 0.0))
+    assert mask.tolist() == [True]
+
+
+def test_tolerances_of_another_count_than_the_samples_are_named():
+    with pytest.raises(ValueError, match=r"tolerance=\[0.1, 0.2\] has 2 entries for a batch of 3"):
+        ErrorBudget(tolerance=(0.1, 0.2)).init(3)
+
+
+@pytest.mark.parametrize(
+    ("every", "start", "expected"),
+    [(2, 0, [1, 0, 1, 0, 1, 0]), (3, 1, [1, 1, 0, 0, 1, 0]), (1, 0, [1] * 6)],
+)
+def test_interval(every, start, expected):
+    policy = Interval(every=every, start=start)
+    masks = [policy.decide(Step(i, 6), NoEvidence(2), {})[0] for i in range(6)]
+    assert [mask.tolist() for mask in masks] == [[bool(e)] * 2 for e in expected]
+
+
+def test_mask_plays_back_and_computes_where_it_does_not_fit():
+    policy = Mask([[True, False], [False, True]])
+    assert policy.decide(Step(1, 3), NoEvidence(2), {})[0].tolist() == [False, True]
+    assert policy.decide(Step(2, 3), NoEvidence(2), {})[0].tolist() == [True, True]
+    assert policy.decide(Step(0, 3), NoEvidence(3), {})[0].tolist() == [True] * 3
+
+
+def test_a_flat_mask_serves_any_batch():
+    policy = Mask(torch.tensor([1, 0, 1]))
+    assert policy.decide(Step(1, 3), NoEvidence(4), {})[0].tolist() == [False] * 4
+
+
+def run_third_order(policy: ThirdOrder, latents: torch.Tensor) -> list[list[bool]]:
+    """Masks after each latent of `[steps, samples, elements]`."""
+    state, masks = policy.init(latents.shape[1]), []
+    for i in range(1, len(latents)):
+        first = (latents[i] - latents[i - 1]).abs().mean(1)
+        third = None
+        if i >= 3:
+            x = latents[i - 3 : i + 1].flip(0)
+            third = (x[0] - 3 * x[1] + 3 * x[2] - x[3]).abs().mean(1)
+        mask, state = policy.decide(Step(i, 50), LatentChange(first, third), state)
+        masks.append(mask.tolist())
+    return masks
+
+
+def test_tensor_statistic_sees_direction_where_norms_do_not():
+    angle = torch.arange(12).double() * 0.6
+    turning = torch.stack([angle.cos(), angle.sin()], 1).repeat(1, 8)[:, None]
+    assert all(m == [True] for m in run_third_order(ThirdOrder(0.1, "tensor"), turning))
+    assert not all(m == [True] for m in run_third_order(ThirdOrder(0.1, "norms"), turning)[4:])
+
+
+def test_tensor_statistic_skips_a_quadratic_path():
+    t = torch.arange(12).double()
+    smooth = (t**2 / 50 + t)[:, None, None].expand(-1, 1, 4)
+    masks = run_third_order(ThirdOrder(0.01, "tensor"), smooth)
+    assert masks[:2] == [[True]] * 2
+    assert masks[2:] == [[False]] * (len(masks) - 2)
+
+
+def test_third_order_refuses_an_unknown_statistic():
+    with pytest.raises(ValueError, match="statistic='l2' is not known; use"):
+        ThirdOrder(statistic="l2")
+
+
+def test_threshold_computes_above_and_where_nothing_is_known():
+    change = vector(0.04, 0.06, float("nan"))
+    assert Threshold(0.05).decide(STEP, ProbeChange(change), {})[0].tolist() == [False, True, True]

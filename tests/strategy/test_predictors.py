@@ -1,0 +1,123 @@
+"""Predictors on random uneven grids."""
+
+from math import comb, factorial
+
+import pytest
+import torch
+
+from diffcache.predictors import Hermite, Newton, Reuse, Taylor, adams_bashforth
+
+
+def uneven(rows: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Times `[rows, count]`, newest first, and a later time for each row."""
+    gaps = torch.rand(rows, count + 1, generator=torch.Generator().manual_seed(seed)).double() + 0.1
+    ascending = gaps.cumsum(1)
+    return ascending[:, :-1].flip(1), ascending[:, -1]
+
+
+def polynomial(degree: int, seed: int):
+    factors = torch.randn(degree + 1, generator=torch.Generator().manual_seed(seed)).double()
+    return lambda t: sum(c * t**power for power, c in enumerate(factors))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("order", range(4))
+def test_newton_is_exact_up_to_its_order_and_not_beyond(order, seed):
+    times, t = uneven(6, order + 1, seed)
+    weights = Newton(order).coefficients(times, t)
+    assert weights.dtype == torch.float64
+    exact = polynomial(order, seed + 100)
+    torch.testing.assert_close((weights * exact(times)).sum(1), exact(t), rtol=1e-9, atol=1e-9)
+    beyond = (weights * times ** (order + 1)).sum(1)
+    assert ((beyond - t ** (order + 1)).abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("predictor", [Newton(2), Taylor(2), Hermite(2), adams_bashforth(3)])
+def test_fewer_anchors_than_the_order_asks_for_still_keep_constants(predictor):
+    times, t = uneven(4, 1, 0)
+    torch.testing.assert_close(
+        predictor.coefficients(times, t), torch.ones(4, 1, dtype=torch.float64)
+    )
+
+
+def test_reuse_repeats_the_newest():
+    times, t = uneven(3, 3, 1)
+    assert Reuse().coefficients(times, t).tolist() == [[1.0]] * 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_adams_bashforth_weights_are_binomial_one_step_ahead(steps):
+    times = torch.arange(steps, 0, -1).double()[None]
+    weights = adams_bashforth(steps).coefficients(times, torch.tensor([steps + 1.0]).double())
+    published = [(-1) ** (j + 1) * comb(steps, j) for j in range(1, steps + 1)]
+    torch.testing.assert_close(weights[0], torch.tensor(published).double())
+
+
+def taylorseer(values: list[float], steps: list[float], now: float, order: int, basis) -> float:
+    """TaylorSeer as published: factors updated at each computed step, then summed."""
+    factors: list[float] = []
+    for i, value in enumerate(values):
+        updated = [value]
+        for n in range(order):
+            if n < len(factors):
+                updated.append((updated[n] - factors[n]) / (steps[i] - steps[i - 1]))
+        factors = updated
+    k = now - steps[-1]
+    return sum(f * basis(k, n) / factorial(n) for n, f in enumerate(factors))
+
+
+def hermite(scale: float):
+    polynomials = [
+        lambda x: 1.0,
+        lambda x: 2 * x,
+        lambda x: 4 * x**2 - 2,
+        lambda x: 8 * x**3 - 12 * x,
+    ]
+    return lambda k, n: scale**n * polynomials[n](scale * k)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("kind", "basis"),
+    [
+        (Taylor, lambda k, n: k**n),
+        (Hermite, hermite(0.5)),
+        (lambda order: Hermite(order, scale=0.3), hermite(0.3)),
+    ],
+    ids=["taylor", "hermite-0.5", "hermite-0.3"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_taylor_and_hermite_are_their_published_formula(kind, basis, order, seed):
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randint(1, 5, (order + 1,), generator=generator).cumsum(0).double()
+    values = torch.randn(order + 1, generator=generator).double()
+    now = float(steps[-1]) + 3.0
+    weights = kind(order).coefficients(steps.flip(0)[None], torch.tensor([now]).double())
+    expected = taylorseer(values.tolist(), steps.tolist(), now, order, basis)
+    assert float((weights[0] * values.flip(0)).sum()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_taylor_is_inexact_on_quadratics_as_published():
+    steps = torch.tensor([[4.0, 2.0, 0.0]]).double()
+    forecast = (Taylor(2).coefficients(steps, torch.tensor([6.0]).double()) * steps**2).sum()
+    assert float(forecast) != pytest.approx(36.0, abs=1.0)
+
+
+def test_rows_have_anchors_of_their_own():
+    times, t = uneven(5, 3, 7)
+    together = Newton(2).coefficients(times, t)
+    for row in range(5):
+        alone = Newton(2).coefficients(times[row : row + 1], t[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_growth_is_the_node_polynomial():
+    times, t = uneven(4, 3, 2)
+    expected = (t - times[:, 0]).abs() * (t - times[:, 1]).abs()
+    torch.testing.assert_close(Newton(1).growth(times, t), expected)
+
+
+@pytest.mark.parametrize("build", [lambda: Newton(7), lambda: Taylor(0), lambda: Hermite(9)])
+def test_orders_out_of_range_are_refused(build):
+    with pytest.raises(ValueError, match=r"order=\d.*try order=1"):
+        build()
