@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from .methods import Method
 from .runtime import clock
 from .runtime.disguise import base_of, disguised
 from .runtime.generation import Generation, current, timestep_of
+from .runtime.names import Names
 from .runtime.report import Report
 from .sites import Attachment, gate
 from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers
@@ -68,10 +68,10 @@ def _attach(
 
 
 def _handler(generation: Generation, attachment: Attachment, module: nn.Module) -> Callable:
-    signature = inspect.signature(plain_module(module).forward)
+    names = Names(plain_module(module).forward)
 
     def serve(plain: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return generation.call(attachment, plain, signature, args, kwargs)
+        return generation.call(attachment, plain, names, args, kwargs)
 
     return serve
 
@@ -146,6 +146,7 @@ class ModelWrapping:
         """Gates `module` and observes `scheduler`."""
         # Weak, because the tables that lead here must not keep what they are keyed by.
         self._module, self._scheduler = ref(module), ref(scheduler)
+        self._names = Names(plain_module(module).forward)
         gate.open_gate(module, self.running)
         clock.watch(scheduler, self)
         wrappings[module] = self
@@ -160,8 +161,7 @@ class ModelWrapping:
 
     def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
         """The generation that serves a call of the denoiser with these arguments."""
-        signature = inspect.signature(plain_module(self._module()).forward)
-        timestep = timestep_of(signature.bind(*args, **kwargs).arguments)
+        timestep = timestep_of(self._names(args, kwargs))
         if timestep is not None:
             if timestep > self._timestep and self._generation is not None:
                 self._end()

@@ -42,5 +42,8 @@ class Predictor(ABC):
         return (t[:, None] - times[:, : self.anchors]).abs().prod(1)
 
     def predict(self, values: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """Forecast `[rows, ...]` from `values` `[rows, ...]`, newest first, and their `weights`."""
-        return combine(values, weights)
+        """Forecast `[rows, ...]` from `values` `[rows, ...]`, newest first.
+
+        `weights` is `[rows, K]`, or `[1, K]` where all rows share them.
+        """
+        return combine(values, weights[0].tolist() if len(weights) == 1 else weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from .disguise import base_of, disguised
 from .generation import current
+from .names import Names
 from .rows import tensor_leaves
 
 
@@ -54,8 +54,8 @@ def _listener(scheduler: Any) -> Listener | None:
 
 
 @functools.cache
-def _signature(base: type) -> inspect.Signature:
-    return inspect.signature(base.step)
+def _names(base: type) -> Names:
+    return Names(base.step)
 
 
 def _observing(base: type) -> dict[str, Callable]:
@@ -70,7 +70,7 @@ def _observing(base: type) -> dict[str, Callable]:
         if generation is None:
             return base.step(self, *args, **kwargs)
         result = base.step(self, *args, **kwargs)
-        arguments = _signature(base).bind(self, *args, **kwargs).arguments
+        arguments = _names(base)((self, *args), kwargs)
         latents = next(iter(tensor_leaves(result)), None)
         if isinstance(latents, Tensor):
             generation.scheduler_stepped(self, base.__name__, arguments, latents)

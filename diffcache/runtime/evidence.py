@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,20 +23,21 @@ class Collector(ABC):
     def __init__(self, samples: int, predictor: Predictor) -> None:
         self.samples = samples
         self.predictor = predictor
+        self._unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
 
     @abstractmethod
     def before(self, time: float, step: int) -> Evidence:
         """What a policy may read before step number `step` at coordinate `time`."""
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Tensor
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> Tensor:
         """Takes in a step: the guided prediction, the latents it gave, who was computed.
 
         Returns the measured relative error of the forecast `[samples]`, float64, NaN where none
         was measured.
         """
-        return torch.full((self.samples,), float("nan"), dtype=torch.float64)
+        return self._unknown
 
     @property
     def bytes(self) -> int:
@@ -56,32 +58,33 @@ class ForecastErrorCollector(Collector):
         super().__init__(samples, predictor)
         self.history = History(predictor.anchors)
 
-    def _at(self, time: float, step: int) -> Tensor:
-        t = time if self.predictor.coordinate == "noise" else float(step)
-        return torch.full((self.samples,), t, dtype=torch.float64)
+    def _at(self, time: float, step: int) -> float:
+        return time if self.predictor.coordinate == "noise" else float(step)
 
     def before(self, time: float, step: int) -> ForecastError:
         if self.history.rows != self.samples:
-            return ForecastError(torch.full((self.samples,), float("nan"), dtype=torch.float64))
+            return ForecastError(self._unknown)
         return ForecastError(self.history.growth(self.predictor, self._at(time, step)))
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Tensor
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> Tensor:
-        everyone = bool(computed.all())
-        error = super().after(time, step, prediction, latents, computed)
-        if self.history.fits([prediction]) and self.history.depth and bool(computed.any()):
+        error = self._unknown
+        if any(computed) and self.history.fits([prediction]):
             error = self._measure(time, step, prediction)
-        self.history.append([prediction], time, step, None if everyone else computed)
+        self.history.append([prediction], time, step, None if all(computed) else computed)
         return error
 
     def _measure(self, time: float, step: int, truth: Tensor) -> Tensor:
-        weights = self.history.weights(self.predictor, self._at(time, step))
+        weights = -self.history.weights(self.predictor, self._at(time, step))
         anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
-        ones = torch.ones(self.samples, 1, dtype=torch.float64)
-        found = latent_difference([truth, *anchors], torch.cat([ones, -weights], 1))
-        ratio = found.sq_difference / found.sq_reference
-        return ratio.cpu().double().sqrt()
+        coefficients = (
+            [1.0, *weights[0].tolist()]
+            if len(weights) == 1
+            else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), weights], 1)
+        )
+        found = latent_difference([truth, *anchors], coefficients)
+        return (found.sq_difference / found.sq_reference).double().cpu().sqrt()
 
     @property
     def bytes(self) -> int:
@@ -97,17 +100,14 @@ class LatentChangeCollector(Collector):
 
     def before(self, time: float, step: int) -> LatentChange:
         if len(self.latents) < 2:
-            nothing = torch.full((self.samples,), float("nan"), dtype=torch.float64)
-            return LatentChange(nothing, None)
+            return LatentChange(self._unknown, None)
         count = self.latents[0][0].numel()
-        found = latent_difference(
-            self.latents, torch.tensor(_THIRD[: len(self.latents)]), steps=True
-        )
+        found = latent_difference(self.latents, _THIRD[: len(self.latents)], steps=True)
         both = torch.stack([found.abs_step, found.abs_difference]).cpu().double() / count
         return LatentChange(both[0], both[1] if len(self.latents) == 4 else None)
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Tensor
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> Tensor:
         # float() copies only when it must, and a pipeline may edit its latents in place.
         newest = latents.float() if latents.dtype != torch.float32 else latents.clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import Callable, Hashable
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .names import Names
 from .report import Report
 from .rows import tensor_leaves
 from .run import Run
@@ -79,7 +79,7 @@ class Generation:
         self,
         attachment: Any,
         invoke: Callable,
-        signature: inspect.Signature,
+        names: Names,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Any:
@@ -87,7 +87,7 @@ class Generation:
         turn = None
         if not self.broken:
             with self._survive():
-                turn = self._turn(attachment, invoke, signature, args, kwargs)
+                turn = self._turn(attachment, invoke, names, args, kwargs)
         if turn is None:
             self.report.calls += 1
             return invoke(*args, **kwargs)
@@ -105,14 +105,14 @@ class Generation:
         self,
         attachment: Any,
         invoke: Callable,
-        signature: inspect.Signature,
+        names: Names,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Turn | None:
         if self.run is None:
             return None
-        arguments = signature.bind(*args, **kwargs).arguments
-        sample = next(iter(arguments.values()))
+        arguments = names(args, kwargs)
+        sample = arguments.get(names.first)
         if not isinstance(sample, Tensor):
             return self._give_up("the denoiser's first argument is not one tensor")
         run = self.run
@@ -163,7 +163,7 @@ class Generation:
         report.total += turn.rows
         turn.run.step_rows += turn.rows
         report.rows = max(report.rows, turn.run.step_rows)
-        report.computed += int(turn.mask.sum())
+        report.computed += sum(turn.mask)
         report.calls += turn.ran
         if turn.run.samples is not None:
             turn.run.lane_masks.append(turn.sample_mask)
@@ -178,7 +178,7 @@ class Generation:
                 report.note(f"computed in full: {run.full}; force=True skips all the same")
         masks = [mask for run in self.runs for mask in run.masks]
         if masks and all(len(mask) == len(masks[0]) for mask in masks):
-            report.mask = torch.stack(masks)
+            report.mask = torch.tensor(masks)
         report.steps = len(masks)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffcache.predictors import Predictor
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+
+
+class Anchor(NamedTuple):
+    """When a value was computed: in the scheduler's coordinate, and as a step number."""
+
+    time: float
+    step: int
 
 
 class History:
@@ -21,15 +31,13 @@ class History:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.slots: list[list[Tensor]] = []
-        self.times = torch.empty(0, 0, dtype=torch.float64)
-        self.steps = torch.empty(0, 0, dtype=torch.float64)
-        self.counts = torch.empty(0, dtype=torch.long)
-        self._level = True
-        self._depth = 0
+        self.anchors: list[list[Anchor]] = []
+        # Level: all rows were always computed together, so that their anchors agree.
+        self.level = True
 
     @property
     def rows(self) -> int:
-        return len(self.counts)
+        return len(self.anchors)
 
     @property
     def bytes(self) -> int:
@@ -37,112 +45,107 @@ class History:
 
     @property
     def depth(self) -> int:
-        """Anchors that every row has."""
-        return self._depth if self._level else int(self.counts.min())
+        """How many anchors every row has."""
+        if self.level:
+            return len(self.anchors[0]) if self.anchors else 0
+        return min(map(len, self.anchors))
 
     def fits(self, leaves: Sequence[Tensor]) -> bool:
         """Whether `leaves` continue what is stored: same number, shapes, dtypes, devices."""
-        if not self.slots:
+        if not self.slots or len(leaves) != len(self.slots[0]):
             return False
-        return len(leaves) == len(self.slots[0]) and all(
+        return all(
             new.shape == old.shape and new.dtype == old.dtype and new.device == old.device
             for new, old in zip(leaves, self.slots[0], strict=True)
         )
 
-    def append(self, leaves: Sequence[Tensor], time: float, step: int, rows: Tensor | None) -> None:
-        """Stores `leaves`, each `[rows, ...]`, as computed at `time` for the rows in `rows`.
+    def append(
+        self, leaves: Sequence[Tensor], time: float, step: int, rows: Sequence[bool] | None = None
+    ) -> None:
+        """Stores `leaves`, each `[rows, ...]`, as computed at `time` for the rows where `rows`.
 
-        `rows` is a bool mask, None for all. A value at the time of the newest one replaces it
-        (PNDM repeats a timestep). Leaves of another shape, dtype or device start afresh.
+        None stands for all rows. A value at the time of the newest one replaces it (PNDM repeats a
+        timestep). Leaves of another shape, dtype or device start afresh, with all rows.
         """
         if not self.fits(leaves):
-            self._start(leaves)
-            rows = None
-        if rows is None and self._level:
-            self._append_all(leaves, time, step)
+            self.slots = []
+            self.anchors = [[] for _ in range(leaves[0].shape[0])]
+            self.level, rows = True, None
+        anchor = Anchor(time, step)
+        if rows is None and self.level:
+            self._append_all(leaves, anchor)
         else:
-            everything = torch.ones(self.rows, dtype=torch.bool)
-            self._append_some(leaves, time, step, everything if rows is None else rows)
+            self._append_some(leaves, anchor, [True] * self.rows if rows is None else rows)
 
-    def _start(self, leaves: Sequence[Tensor]) -> None:
-        rows = leaves[0].shape[0]
-        self.slots = [[torch.zeros_like(leaf) for leaf in leaves]]
-        self.times = torch.zeros(rows, self.capacity, dtype=torch.float64)
-        self.steps = torch.zeros(rows, self.capacity, dtype=torch.float64)
-        self.counts = torch.zeros(rows, dtype=torch.long)
-        self._level, self._depth = True, 0
-
-    def _append_all(self, leaves: Sequence[Tensor], time: float, step: int) -> None:
-        if self._depth == 0 or self.times[0, 0].item() != time:
-            if self._depth > 0:
-                if len(self.slots) < self.capacity:
-                    self.slots.append([torch.empty_like(leaf) for leaf in leaves])
-                self.slots.insert(0, self.slots.pop())
-                self.times = self.times.roll(1, 1)
-                self.steps = self.steps.roll(1, 1)
-            self._depth = min(self._depth + 1, self.capacity)
-            self.counts.fill_(self._depth)
-            self.times[:, 0] = time
-        self.steps[:, 0] = step
+    def _append_all(self, leaves: Sequence[Tensor], anchor: Anchor) -> None:
+        shared = self.anchors[0]
+        if not shared or shared[0].time != anchor.time:
+            if len(self.slots) < self.capacity:
+                self.slots.append([torch.empty_like(leaf) for leaf in leaves])
+            self.slots.insert(0, self.slots.pop())
+            shared = [anchor, *shared[: self.capacity - 1]]
+        else:
+            shared = [anchor, *shared[1:]]
+        self.anchors = [shared] * self.rows
         for old, new in zip(self.slots[0], leaves, strict=True):
             old.copy_(new)
 
-    def _append_some(self, leaves: Sequence[Tensor], time: float, step: int, rows: Tensor) -> None:
-        self._level = False
-        fresh = (rows & ((self.times[:, 0] != time) | (self.counts == 0))).nonzero()[:, 0]
+    def _append_some(self, leaves: Sequence[Tensor], anchor: Anchor, rows: Sequence[bool]) -> None:
+        self.level = False
         while len(self.slots) < self.capacity:
             self.slots.append([torch.zeros_like(leaf) for leaf in leaves])
-        for index in range(len(leaves)):
-            where = fresh.to(leaves[index].device)
+        written = [row for row, computed in enumerate(rows) if computed]
+        fresh = [
+            row
+            for row in written
+            if not self.anchors[row] or self.anchors[row][0].time != anchor.time
+        ]
+        for index, leaf in enumerate(leaves):
             for newer, older in zip(self.slots[-2::-1], self.slots[:0:-1], strict=True):
-                older[index][where] = newer[index][where]
-            written = rows.nonzero()[:, 0].to(leaves[index].device)
-            self.slots[0][index][written] = leaves[index][written]
-        for clock in (self.times, self.steps):
-            clock[fresh] = clock[fresh].roll(1, 1)
-        self.counts[fresh] = (self.counts[fresh] + 1).clamp(max=self.capacity)
-        self.times[rows, 0] = time
-        self.steps[rows, 0] = step
+                older[index][fresh] = newer[index][fresh]
+            self.slots[0][index][written] = leaf[written]
+        moved = set(fresh)
+        for row in written:
+            kept = self.anchors[row] if row in moved else self.anchors[row][1:]
+            self.anchors[row] = [anchor, *kept[: self.capacity - 1]]
 
-    def clock(self, predictor: Predictor) -> Tensor:
-        """Anchor times `[rows, capacity]` in the predictor's coordinate, newest first."""
-        return self.times if predictor.coordinate == "noise" else self.steps
+    def _by_rows(self, rule: Rule, predictor: Predictor, t: float) -> Tensor:
+        """`rule(times, t)` for every row, `[rows, n]`; `[1, n]` where the anchors of all agree.
 
-    def groups(self, anchors: int) -> list[tuple[int, Tensor | slice]]:
-        """Rows by how many anchors they have, at most `anchors`: usually one group of all rows."""
-        if self._level:
-            return [(min(self._depth, anchors), slice(None))]
-        usable = self.counts.clamp(max=anchors)
-        return [(int(n), usable == n) for n in usable.unique()]
+        Rows that have fewer anchors than others are served apart, and padded with zeros.
+        """
+        which = 0 if predictor.coordinate == "noise" else 1
+        groups: dict[int, list[int]] = {}
+        for row, anchors in enumerate(self.anchors[:1] if self.level else self.anchors):
+            groups.setdefault(min(len(anchors), predictor.anchors), []).append(row)
+        results = []
+        for count, members in groups.items():
+            clock = [[anchor[which] for anchor in self.anchors[r][:count]] for r in members]
+            times = torch.tensor(clock, dtype=torch.float64)
+            results.append(rule(times, torch.full((len(members),), t, dtype=torch.float64)))
+        if len(results) == 1:
+            return results[0]
+        padded = torch.zeros(self.rows, max(r.shape[1] for r in results), dtype=torch.float64)
+        for members, result in zip(groups.values(), results, strict=True):
+            padded[members, : result.shape[1]] = result
+        return padded
 
-    def weights(self, predictor: Predictor, t: Tensor) -> Tensor:
-        """The predictor's weights `[rows, anchors]` at `t` `[rows]`; rows without anchors get 0."""
-        return self._by_group(predictor, t, predictor.coefficients)
+    def weights(self, predictor: Predictor, t: float) -> Tensor:
+        """The predictor's weights at `t` `[rows, anchors]`, or `[1, anchors]` for all rows."""
+        return self._by_rows(predictor.coefficients, predictor, t)
 
-    def growth(self, predictor: Predictor, t: Tensor) -> Tensor:
-        """The predictor's growth `[rows]` at `t` `[rows]`, NaN for rows short of anchors."""
-        growth = torch.full((self.rows,), float("nan"), dtype=torch.float64)
-        clock = self.clock(predictor)
-        for count, rows in self.groups(predictor.anchors):
-            if count == predictor.anchors:
-                growth[rows] = predictor.growth(clock[rows, :count], t[rows])
-        return growth
+    def growth(self, predictor: Predictor, t: float) -> Tensor:
+        """The predictor's growth at `t` `[rows]`, NaN for rows short of anchors."""
 
-    def _by_group(
-        self, predictor: Predictor, t: Tensor, rule: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        clock = self.clock(predictor)
-        groups = self.groups(predictor.anchors)
-        if len(groups) == 1 and groups[0][0] > 0:
-            return rule(clock[:, : groups[0][0]], t)
-        weights = torch.zeros(self.rows, predictor.anchors, dtype=torch.float64)
-        for count, rows in groups:
-            if count:
-                weights[rows, :count] = rule(clock[rows, :count], t[rows])
-        return weights
+        def rule(times: Tensor, t: Tensor) -> Tensor:
+            if times.shape[1] < predictor.anchors:
+                return torch.full((len(times), 1), float("nan"), dtype=torch.float64)
+            return predictor.growth(times, t)[:, None]
 
-    def forecast(self, predictor: Predictor, t: Tensor) -> list[Tensor]:
-        """Forecasts of every leaf `[rows, ...]` at `t` `[rows]` in the predictor's coordinate."""
+        return self._by_rows(rule, predictor, t)[:, 0].expand(self.rows)
+
+    def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
+        """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
         weights = self.weights(predictor, t)
         depth = weights.shape[1]
         return [
@@ -152,16 +155,15 @@ class History:
 
     def snapshot(self) -> History:
         """An independent copy."""
-        return self._mapped(torch.clone)
+        return self._mapped(torch.clone, self.anchors)
 
-    def gather(self, index: Tensor) -> History:
+    def gather(self, index: Sequence[int]) -> History:
         """A history of the rows in `index`, in that order."""
-        return self._mapped(lambda tensor: tensor[index.to(tensor.device)])
+        rows = list(index)
+        return self._mapped(lambda tensor: tensor[rows], [self.anchors[row] for row in rows])
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> History:
+    def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
         twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
-        twin.times, twin.steps = change(self.times), change(self.steps)
-        twin.counts = change(self.counts)
-        twin._level, twin._depth = self._level, self._depth
+        twin.anchors, twin.level = list(anchors), self.level
         return twin

@@ -74,9 +74,9 @@ def take(tree: Any, rows: int, index: Tensor) -> Any:
     return pick(tree)
 
 
-def samples_to_rows(values: Tensor, rows: int) -> Tensor:
-    """Per-sample `values` `[samples]` as per-row values `[rows]`: row r is sample r mod samples."""
-    return values if len(values) == rows else values.repeat(rows // len(values))
+def samples_to_rows(values: list[bool], rows: int) -> list[bool]:
+    """Per-sample `values` as per-row values: row r is sample r mod samples."""
+    return values if len(values) == rows else values * (rows // len(values))
 
 
 def merge(computed: Tensor, forecast: Tensor, index: Tensor) -> Tensor:
@@ -85,6 +85,6 @@ def merge(computed: Tensor, forecast: Tensor, index: Tensor) -> Tensor:
     return forecast
 
 
-def as_index(mask: Tensor) -> Tensor:
+def as_index(mask: list[bool]) -> Tensor:
     """Row numbers where `mask` is True."""
-    return torch.nonzero(mask)[:, 0]
+    return torch.tensor([row for row, computed in enumerate(mask) if computed])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from diffcache.policies import Evidence, Policy, ProbeChange, Step
-from diffcache.policies.base import compute_all
 from diffcache.predictors import Predictor
 
 from .evidence import Collector, collector_for
@@ -33,7 +32,7 @@ class Stage:
 
     collector: Collector
     state: dict[str, Tensor]
-    skipped: Tensor
+    skipped: list[int]
 
 
 class Run:
@@ -54,10 +53,10 @@ class Run:
         self.step_rows = 0
         self.full: str | None = None
         self.uniform = False
-        self.decision: Tensor | None = None
+        self.decision: list[bool] | None = None
         self.rules: list[Rule] = []
-        self.lane_masks: list[Tensor] = []
-        self.masks: list[Tensor] = []
+        self.lane_masks: list[list[bool]] = []
+        self.masks: list[list[bool]] = []
         self.trace: list[Event] = []
         if method.guards.stochastic and not method.guards.force:
             self.full = stochastic_by_kind(scheduler, kind)
@@ -101,11 +100,11 @@ class Run:
             self.stages[number] = Stage(
                 collector_for(policy.evidence, samples, self.method.predictor),
                 policy.init(samples),
-                torch.zeros(samples, dtype=torch.long),
+                [0] * samples,
             )
         return self.stages[number]
 
-    def decide(self) -> Tensor | None:
+    def decide(self) -> list[bool] | None:
         """The step's mask `[samples]`, taken once a step; None where a probe is to be asked.
 
         Before the batch size is known everything is computed, which `None` samples stand for.
@@ -117,26 +116,26 @@ class Run:
         if self.in_forward:
             self.rules = [rule or "skip" for rule in forced]
             if all(forced):
-                self.decision = compute_all(self.samples)
+                self.decision = [True] * self.samples
             return self.decision
         evidence = stage.collector.before(self.time, self.index)
         self.decision = self._settle(stage, evidence, forced)
         return self.decision
 
-    def ask(self, change: Tensor) -> Tensor:
+    def ask(self, change: Tensor) -> list[bool]:
         """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`."""
         stage = self.stage(self.samples)
         return self._settle(stage, ProbeChange(change), self._forced(stage))
 
-    def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> Tensor:
+    def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
         step = Step(self.index, self.total)
         wanted, stage.state = self.method.policy.decide(step, evidence, stage.state)
         self.rules = [
             rule or ("policy" if want else "skip")
             for rule, want in zip(forced, wanted.tolist(), strict=True)
         ]
-        mask = torch.tensor([rule != "skip" for rule in self.rules])
-        return compute_all(self.samples) if self.uniform and bool(mask.any()) else mask
+        mask = [rule != "skip" for rule in self.rules]
+        return [True] * self.samples if self.uniform and any(mask) else mask
 
     def _forced(self, stage: Stage) -> list[Rule | None]:
         guards = self.method.guards
@@ -147,7 +146,7 @@ class Run:
         cap = guards.max_consecutive_skips
         if cap is None:
             return [None] * self.samples
-        return ["cap" if n >= cap else None for n in stage.skipped.tolist()]
+        return ["cap" if n >= cap else None for n in stage.skipped]
 
     def stepped(self, arguments: dict[str, Any], latents: Tensor) -> None:
         """Takes in a scheduler step; the next denoiser call belongs to the next step."""
@@ -173,26 +172,26 @@ class Run:
         mask = self._decided()
         stage = self.stage(self.samples)
         if self.full is None:
-            truth = mask
-            for lane_mask in self.lane_masks:
-                truth = truth & lane_mask
-            if not self.in_forward or bool(truth.any()):
+            truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+            if not self.in_forward or any(truth):
                 error = stage.collector.after(self.time, self.index, prediction, latents, truth)
                 step = Step(self.index, self.total)
-                stage.state = self.method.policy.observe(step, error, truth, stage.state)
-        stage.skipped = (stage.skipped + 1).masked_fill(mask, 0)
+                stage.state = self.method.policy.observe(
+                    step, error, torch.tensor(truth), stage.state
+                )
+        stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         rules = [
             "skip" if not done else rule if rule != "skip" else "policy"
-            for done, rule in zip(mask.tolist(), self.rules, strict=True)
+            for done, rule in zip(mask, self.rules, strict=True)
         ]
         self.trace.append(Event(self.index, self.timestep, tuple(rules)))
         self.lane_masks = []
 
-    def _decided(self) -> Tensor:
+    def _decided(self) -> list[bool]:
         """The mask of the step: as decided, or where lanes decide, computed by any of them."""
         if self.decision is not None:
             return self.decision
-        if not self.lane_masks or self.samples is None or not self.in_forward:
-            return compute_all(self.samples)
-        return torch.stack(self.lane_masks).any(0)
+        if not self.lane_masks or not self.in_forward:
+            return [True] * self.samples
+        return [any(seen) for seen in zip(*self.lane_masks, strict=True)]

@@ -20,7 +20,7 @@ class Turn:
         args, kwargs: the call's arguments.
         rows: batch rows of the call.
         lane: the guidance branch that the call continues.
-        mask: `[rows]` bool, True = compute; None until a probe has been asked.
+        mask: one bool a row, True = compute; None until a probe has been asked.
     """
 
     def __init__(
@@ -31,38 +31,35 @@ class Turn:
         self._invoke = invoke
         self.computed_rows = 0
         self.ran = False
-        self.mask: Tensor | None = None
+        self.mask: list[bool] | None = None
         self._settle(run.decide())
 
-    def _settle(self, decision: Tensor | None) -> None:
+    def _settle(self, decision: list[bool] | None) -> None:
         if self.run.samples is None or self.rows % self.run.samples:
-            self.mask = torch.ones(self.rows, dtype=torch.bool)
+            self.compute_all()
         elif decision is not None:
             self.mask = samples_to_rows(decision, self.rows)
 
-    def ask(self, change: Tensor, reference: Tensor) -> Tensor:
+    def ask(self, change: Tensor, reference: Tensor) -> None:
         """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
 
-        Returns the mask `[rows]`, which then holds for the call.
+        The mask then holds for the call.
         """
-        if self.mask is None:
-            samples = self.run.samples
-            totals = torch.stack([change, reference]).cpu().double().reshape(2, -1, samples).sum(1)
-            decision = self.run.ask(totals[0] / totals[1])
-            self._settle(decision)
-        return self.mask
+        samples = self.run.samples
+        totals = torch.stack([change, reference]).cpu().double().reshape(2, -1, samples).sum(1)
+        self._settle(self.run.ask(totals[0] / totals[1]))
 
     @property
-    def sample_mask(self) -> Tensor:
-        """The mask by sample `[samples]`: True where all of its rows compute."""
-        samples = self.run.samples or self.rows
+    def sample_mask(self) -> list[bool]:
+        """The mask by sample: True where all of its rows compute."""
+        samples = self.run.samples
         if self.rows % samples:
-            return torch.ones(samples, dtype=torch.bool)
-        return self.mask.reshape(-1, samples).all(0)
+            return [True] * samples
+        return [all(self.mask[sample::samples]) for sample in range(samples)]
 
     def compute_all(self) -> None:
         """Makes every row compute."""
-        self.mask = torch.ones(self.rows, dtype=torch.bool)
+        self.mask = [True] * self.rows
 
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
@@ -71,11 +68,11 @@ class Turn:
 
     @property
     def full(self) -> bool:
-        return bool(self.mask.all())
+        return all(self.mask)
 
     @property
     def none(self) -> bool:
-        return not bool(self.mask.any())
+        return not any(self.mask)
 
     def index(self) -> Tensor:
         """The rows that compute."""
@@ -95,5 +92,4 @@ class Turn:
         """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
         predictor = self.run.method.predictor
         now = self.run.time if predictor.coordinate == "noise" else float(self.run.index)
-        t = torch.full((self.rows,), now, dtype=torch.float64)
-        return self.lane.history(key).forecast(predictor, t)
+        return self.lane.history(key).forecast(predictor, now)

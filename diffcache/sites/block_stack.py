@@ -194,5 +194,5 @@ class _BlockStackAttachment(Attachment):
         return output
 
 
-def _along(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+def _along(mask: list[bool], like: Tensor) -> Tensor:
+    return torch.tensor(mask, device=like.device).reshape(-1, *[1] * (like.ndim - 1))

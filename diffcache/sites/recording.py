@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diffcache.runtime.names import Names
 from diffcache.runtime.rows import leaves
 
 from .structure import Structure
@@ -76,7 +76,7 @@ class Recording:
         self._order: list[nn.Module] = []
         self._last: tuple[int, list[Any]] | None = None
         self._ties: list[dict[int, str]] = [{} for _ in lists]
-        self._signatures = [inspect.signature(blocks[0].forward) for blocks in lists]
+        self._names = [Names(blocks[0].forward) for blocks in lists]
 
     def record(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
         """Calls the block and notes the order and what it was handed."""
@@ -118,7 +118,7 @@ class Recording:
         self.plan = Plan(roles, tuple(sinks))
 
     def _bind(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
-        return self._signatures[index].bind(*args, **kwargs).arguments
+        return self._names[index](args, kwargs)
 
     def describe(self, output: Any) -> Described:
         """The output without its tensors."""
@@ -148,8 +148,8 @@ class Recording:
         ]
 
     def _hidden_name(self, index: int) -> str:
-        parameters = self._signatures[index].parameters
-        return "hidden_states" if "hidden_states" in parameters else next(iter(parameters))
+        names = self._names[index]
+        return "hidden_states" if "hidden_states" in names else names.first
 
     def hidden_input(self, index: int, args: tuple, kwargs: dict) -> Tensor:
         """The main stream among a block's arguments."""

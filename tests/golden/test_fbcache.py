@@ -25,11 +25,13 @@ def sample(transformer, scheduler, batch=1):
     """A hand-written loop; the latents, and at which steps the last block was run."""
     call = inputs(batch)
     x = call.pop("hidden_states")
-    ran = []
+    ran: list[int] = []
+    index = [0]
     last = transformer.single_transformer_blocks[-1].norm
-    hook = last.register_forward_hook(lambda *_: ran.append(step))
+    hook = last.register_forward_hook(lambda *_: ran.append(index[0]))
     scheduler.set_timesteps(STEPS)
-    for step, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(scheduler.timesteps):
+        index[0] = i
         velocity = transformer(x, timestep=(t / 1000).expand(batch), return_dict=False, **call)[0]
         x = scheduler.step(velocity, t, x, return_dict=False)[0]
     hook.remove()
