@@ -25,10 +25,13 @@ LAYERS = {
         "diffcache.api",
         "diffcache.cli",
         "diffcache.compare",
+        "diffcache.comparison",
         "diffcache.demo",
         "diffcache.metrics",
+        "diffcache.plots",
         "diffcache.report",
         "diffcache.tiny",
+        "diffcache.trial",
         "diffcache.wrapping",
     ],
 }
