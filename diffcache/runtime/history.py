@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from diffcache.predictors import Predictor
 
-Rule = Callable[[Tensor, Tensor], Tensor]
+Clock = tuple[tuple[float, ...], ...]
+Rule = Callable[[Predictor, Clock, float], Tensor]
 
 
 class Anchor(NamedTuple):
@@ -18,6 +20,21 @@ class Anchor(NamedTuple):
 
     time: float
     step: int
+
+
+# Runs over one timetable ask for the same few hundred combinations again and again.
+@lru_cache(maxsize=4096)
+def _weights(predictor: Predictor, clock: Clock, t: float) -> Tensor:
+    times = torch.tensor(clock, dtype=torch.float64)
+    return predictor.coefficients(times, torch.full((len(times),), t, dtype=torch.float64))
+
+
+@lru_cache(maxsize=4096)
+def _growth(predictor: Predictor, clock: Clock, t: float) -> Tensor:
+    times = torch.tensor(clock, dtype=torch.float64)
+    if times.shape[1] < predictor.anchors:
+        return torch.full((len(times), 1), float("nan"), dtype=torch.float64)
+    return predictor.growth(times, torch.full((len(times),), t, dtype=torch.float64))[:, None]
 
 
 class History:
@@ -110,7 +127,7 @@ class History:
             self.anchors[row] = [anchor, *kept[: self.capacity - 1]]
 
     def _by_rows(self, rule: Rule, predictor: Predictor, t: float) -> Tensor:
-        """`rule(times, t)` for every row, `[rows, n]`; `[1, n]` where the anchors of all agree.
+        """`rule(predictor, clock, t)` for every row, `[rows, n]`; `[1, n]` where all rows agree.
 
         Rows that have fewer anchors than others are served apart, and padded with zeros.
         """
@@ -120,9 +137,8 @@ class History:
             groups.setdefault(min(len(anchors), predictor.anchors), []).append(row)
         results = []
         for count, members in groups.items():
-            clock = [[anchor[which] for anchor in self.anchors[r][:count]] for r in members]
-            times = torch.tensor(clock, dtype=torch.float64)
-            results.append(rule(times, torch.full((len(members),), t, dtype=torch.float64)))
+            clock = tuple(tuple(a[which] for a in self.anchors[r][:count]) for r in members)
+            results.append(rule(predictor, clock, t))
         if len(results) == 1:
             return results[0]
         padded = torch.zeros(self.rows, max(r.shape[1] for r in results), dtype=torch.float64)
@@ -132,17 +148,11 @@ class History:
 
     def weights(self, predictor: Predictor, t: float) -> Tensor:
         """The predictor's weights at `t` `[rows, anchors]`, or `[1, anchors]` for all rows."""
-        return self._by_rows(predictor.coefficients, predictor, t)
+        return self._by_rows(_weights, predictor, t)
 
     def growth(self, predictor: Predictor, t: float) -> Tensor:
         """The predictor's growth at `t` `[rows]`, NaN for rows short of anchors."""
-
-        def rule(times: Tensor, t: Tensor) -> Tensor:
-            if times.shape[1] < predictor.anchors:
-                return torch.full((len(times), 1), float("nan"), dtype=torch.float64)
-            return predictor.growth(times, t)[:, None]
-
-        return self._by_rows(rule, predictor, t)[:, 0].expand(self.rows)
+        return self._by_rows(_growth, predictor, t)[:, 0].expand(self.rows)
 
     def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
         """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
