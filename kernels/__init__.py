@@ -6,8 +6,15 @@ weighted sums of cached tensors. CUDA tensors go to Triton kernels where `has_tr
 go to the twins. Importing this package does not import triton.
 """
 
-from .backend import has_triton
-from .combination import combine
-from .difference import LatentDifference, latent_difference
+if __name__ == "kernels":
+    # Python run in a checkout finds this folder under the name of Hugging Face's package, which
+    # diffusers and transformers import.
+    from .handover import stand_aside
+
+    stand_aside()
+else:
+    from .backend import has_triton
+    from .combination import combine
+    from .difference import LatentDifference, latent_difference
 
 __all__ = ["LatentDifference", "combine", "has_triton", "latent_difference"]
