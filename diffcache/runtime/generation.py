@@ -91,7 +91,7 @@ class Generation:
         if turn is None:
             self.report.calls += 1
             return invoke(*args, **kwargs)
-        before = turn.lane.snapshot() if self._unchecked(turn) else None
+        before = turn.lane.snapshot() if self._unchecked(attachment, turn) else None
         with self._survive():
             output = attachment.run(turn)
             if before is not None and turn.mask is not None and not turn.full and not turn.none:
@@ -125,13 +125,14 @@ class Generation:
         lane = run.lanes.find(place, arguments)
         return Turn(run, lane, invoke, args, kwargs, sample.shape[0])
 
-    def _signature_of(self, turn: Turn) -> Hashable:
+    def _signature_of(self, attachment: Any, turn: Turn) -> Hashable:
         shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
-        return (turn.rows, shapes)
+        return (attachment.key, turn.rows, shapes)
 
-    def _unchecked(self, turn: Turn) -> bool:
-        mixed_possible = turn.mask is None or not (turn.full or turn.none)
-        return mixed_possible and turn.rows > 1 and self._signature_of(turn) not in self.checked
+    def _unchecked(self, attachment: Any, turn: Turn) -> bool:
+        if turn.rows == 1 or (turn.mask is not None and (turn.full or turn.none)):
+            return False
+        return self._signature_of(attachment, turn) not in self.checked
 
     def _check(self, attachment: Any, turn: Turn, before: Any, output: Any) -> Any:
         """Computes a first mixed step in full as well; models that couple rows stop mixing."""
@@ -146,13 +147,13 @@ class Generation:
             _close(a[index.to(a.device)], b[index.to(b.device)])
             for a, b in zip(gathered, tensor_leaves(full), strict=True)
         )
-        self.checked[self._signature_of(turn)] = same
+        self.checked[self._signature_of(attachment, turn)] = same
         if same:
             turn.lane.restore(after)
             turn.mask = mask
             self.report.note("rows are independent: one mixed step was computed twice to make sure")
             return output
-        turn.run.uniform = True
+        turn.run.couple_samples()
         self.report.note(
             "the denoiser couples the rows of a batch, so all samples are computed together"
         )

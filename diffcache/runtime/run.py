@@ -104,6 +104,12 @@ class Run:
             )
         return self.stages[number]
 
+    def couple_samples(self) -> None:
+        """From this step on, all samples are computed together or none is."""
+        self.uniform = True
+        if self.decision is not None and any(self.decision):
+            self.decision = [True] * self.samples
+
     def decide(self) -> list[bool] | None:
         """The step's mask `[samples]`, taken once a step; None where a probe is to be asked.
 

@@ -1,0 +1,132 @@
+"""A sample's decisions and latents do not depend on the samples beside it."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import diffcache
+
+# Random weights' predictions change fast; at this budget the samples of SEEDS skip differently.
+TOLERANCE = 0.9
+SEEDS = (0, 1, 2, 3)
+STEPS = 20
+
+
+@pytest.fixture
+def masks(generate: Any) -> Any:
+    """Runs a pipeline and gives its latents and its mask."""
+
+    def run(pipe: Any, seeds: Any = SEEDS, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        latents = generate(pipe, seeds, STEPS, **options)
+        return latents, diffcache.report(pipe).mask
+
+    return run
+
+
+def differ(mask: torch.Tensor) -> bool:
+    return bool((mask != mask[:, :1]).any())
+
+
+@pytest.mark.parametrize("cfg", [True, False], ids=["cfg", "no cfg"])
+def test_batch_equals_its_samples_alone(pipe, masks, gate, cfg):
+    diffcache.wrap(pipe, tolerance=TOLERANCE)
+    latents, mask = masks(pipe, cfg=cfg)
+    assert differ(mask)
+    for column, seed in enumerate(SEEDS):
+        alone, own_mask = masks(pipe, [seed], cfg=cfg)
+        assert own_mask[:, 0].tolist() == mask[:, column].tolist()
+        torch.testing.assert_close(alone[0], latents[column], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cfg", [True, False], ids=["cfg", "no cfg"])
+def test_order_of_the_batch_does_not_matter(pipe, masks, cfg):
+    diffcache.wrap(pipe, tolerance=TOLERANCE)
+    latents, mask = masks(pipe, cfg=cfg)
+    turned, turned_mask = masks(pipe, SEEDS[::-1], cfg=cfg)
+    assert turned_mask.flip(1).tolist() == mask.tolist()
+    torch.testing.assert_close(turned.flip(0), latents, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cfg", [True, False], ids=["cfg", "no cfg"])
+def test_mask_is_replayed_bit_for_bit(pipe, masks, gate, cfg):
+    diffcache.wrap(pipe, tolerance=TOLERANCE)
+    latents, mask = masks(pipe, cfg=cfg)
+    diffcache.wrap(pipe, mask=mask)
+    replayed, replayed_mask = masks(pipe, cfg=cfg)
+    assert differ(mask)
+    assert replayed_mask.tolist() == mask.tolist()
+    assert torch.equal(replayed, latents)
+
+
+@pytest.mark.parametrize("cfg", [True, False], ids=["cfg", "no cfg"])
+def test_tolerance_acts_on_its_own_sample(pipe, masks, gate, cfg):
+    diffcache.wrap(pipe, tolerance=TOLERANCE)
+    _, everyone = masks(pipe, cfg=cfg)
+    with diffcache.request(tolerance=[TOLERANCE, None, 8 * TOLERANCE, TOLERANCE]) as request:
+        _, mask = masks(pipe, cfg=cfg)
+    assert request.report.mask is mask
+    assert mask[:, [0, 3]].tolist() == everyone[:, [0, 3]].tolist()
+    assert mask[:, 1].all()
+    assert mask[:, 2].sum() < everyone[:, 2].sum()
+
+
+def test_report_counts_row_steps(pipe, masks):
+    diffcache.wrap(pipe, tolerance=TOLERANCE)
+    _, mask = masks(pipe)
+    report = diffcache.report(pipe)
+    assert report.rows == 2 * len(SEEDS)
+    assert report.total == 2 * mask.numel()
+    assert report.computed == 2 * int(mask.sum())
+    assert report.calls == int(mask.any(1).sum()) * (2 if hasattr(pipe, "transformer") else 1)
+    assert [len(event.rules) for event in report.trace] == [len(SEEDS)] * STEPS
+    assert [[rule != "skip" for rule in e.rules] for e in report.trace] == mask.tolist()
+
+
+def couple_rows(module: torch.nn.Module) -> None:
+    """Makes each row see the mean of its batch, as cross-frame attention does."""
+    plain = module.forward
+
+    @functools.wraps(plain)
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return plain(hidden_states + hidden_states.mean(0, keepdim=True), *args, **kwargs)
+
+    module.forward = forward
+
+
+@pytest.mark.parametrize("cfg", [True, False], ids=["cfg", "no cfg"])
+def test_coupled_rows_are_computed_together(pipe, generate, masks, cfg):
+    couple_rows(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
+    diffcache.wrap(pipe, tolerance=[0.4, 0.8, 1.6, 3.2])
+    latents, mask = masks(pipe, cfg=cfg)
+    report = diffcache.report(pipe)
+    assert any("couples the rows" in note for note in report.notes)
+    assert not differ(mask)
+    assert 0 < mask.sum() < mask.numel()
+
+    again, second = masks(pipe, cfg=cfg)
+    assert not differ(second)
+    assert diffcache.report(pipe).compute_fraction < 1
+    assert latents.isfinite().all() and again.isfinite().all()
+
+
+def test_independent_rows_are_checked_once(pipe, masks):
+    diffcache.wrap(pipe, tolerance=TOLERANCE)
+    _, mask = masks(pipe)
+    notes = [note for note in diffcache.report(pipe).notes if "rows are independent" in note]
+    assert len(notes) == 1
+    _, second = masks(pipe)
+    assert second.tolist() == mask.tolist()
+    assert not any("rows are independent" in note for note in diffcache.report(pipe).notes)
+
+
+def test_denoiser_assigned_later_is_checked_too(unet, make, masks):
+    diffcache.wrap(unet, tolerance=TOLERANCE)
+    masks(unet)
+    unet.unet = make("unet", 1).unet
+    couple_rows(unet.unet)
+    with diffcache.request(tolerance=[0.4, 0.8, 1.6, 3.2]):
+        _, mask = masks(unet)
+    assert any("couples the rows" in note for note in diffcache.report(unet).notes)
+    assert not differ(mask)
