@@ -1,0 +1,49 @@
+"""Both tiny pipelines with and without a method, as tables and one picture."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from . import tiny
+from .compare import compare
+from .plots import draw, new_figure, panel
+
+CALLS: dict[str, dict[str, Any]] = {"unet": {"guidance_scale": 3.0}, "dit": {}}
+"""What each tiny pipeline is called with."""
+
+
+def demo(
+    out: str | Path = "out", steps: int = 50, prompts: int = 8, method: str = "adaptive"
+) -> Path:
+    """Compares a method with the plain tiny pipelines, prints the tables and draws `demo.png`.
+
+    Args:
+        out: folder of the picture, made if it does not exist.
+        steps: scheduler steps of the plain pipelines.
+        prompts: pictures a pipeline; captions repeat, with other seeds, where there are too few.
+        method: a name of `diffcache.methods()`.
+
+    Returns:
+        Path of `demo.png`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: an unknown method, or no steps or prompts.
+    """
+    if prompts < 1:
+        raise ValueError(f"prompts={prompts} is not a count; try prompts=8")
+    # A missing matplotlib is better found before two minutes of work than after.
+    new_figure(1, 1)
+    panels = []
+    for kind, call in CALLS.items():
+        captions = list(islice(cycle(tiny.prompts), prompts))
+        found = compare(tiny.pipeline(kind), captions, [method], num_inference_steps=steps, **call)
+        print(f"\n{found}\n", flush=True)
+        (row,) = found.methods
+        panels.append(panel(found, row, list(range(prompts))))
+    path = Path(out, "demo.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(panels, path)
+    return path

@@ -1,0 +1,211 @@
+"""The same prompts and seeds through a pipeline, again and again."""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from . import metrics
+from .api import report
+from .runtime.report import Report
+
+_RESERVED = {
+    "generator": "compare(pipe, prompts, seeds=[...]) makes one a picture",
+    "output_type": "compare(pipe, prompts) asks for floats, because bytes would hide small errors",
+    "return_dict": "leave it out",
+    "num_images_per_prompt": "list a prompt twice, with two seeds",
+    "num_videos_per_prompt": "list a prompt twice, with two seeds",
+    "num_waveforms_per_prompt": "list a prompt twice, with two seeds",
+}
+
+
+class Run(NamedTuple):
+    """All pictures once.
+
+    Attributes:
+        pictures: `[N, ...]` float32 on the CPU.
+        seconds: wall time of a picture, the median over batches.
+        reports: one a batch; none of a plain pipeline.
+    """
+
+    pictures: np.ndarray
+    seconds: float
+    reports: list[Report]
+
+
+class Trial:
+    """What to generate, checked against the pipeline's signature.
+
+    Arguments and errors are those of `diffcache.compare`.
+    """
+
+    def __init__(
+        self, pipe: Any, prompts: Any, seeds: Any, batch_size: int, call_kwargs: dict[str, Any]
+    ) -> None:
+        self.pipe = pipe
+        self.entries = _entries(prompts)
+        self.seeds = _seeds(seeds, len(self.entries))
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} is not a count; try batch_size=4")
+        self.batch_size = batch_size
+        self.call_kwargs = call_kwargs
+        self.parameters = _parameters(type(pipe))
+        self._check_arguments()
+        self.steps = self._steps()
+        self.names = [
+            str(entry.get("prompt", f"picture {i}")) for i, entry in enumerate(self.entries)
+        ]
+
+    def _check_arguments(self) -> None:
+        own = set(self.entries[0])
+        for name in (*own, *self.call_kwargs):
+            if name in _RESERVED:
+                raise ValueError(f"compare takes no {name}: {_RESERVED[name]}")
+        if twice := own & set(self.call_kwargs):
+            raise ValueError(
+                f"{', '.join(sorted(twice))} is given with the prompts and for every call; "
+                "leave one of them out"
+            )
+        if unknown := sorted((own | set(self.call_kwargs)) - set(self.parameters)):
+            raise ValueError(
+                f"{type(self.pipe).__name__} takes no {', '.join(unknown)}; it takes "
+                f"{', '.join(self.parameters)}, and an entry of prompts may be a mapping of those"
+            )
+
+    def _steps(self) -> int | None:
+        """Steps of a plain call; None where they cannot be asked for by number."""
+        if any(self.call_kwargs.get(name) is not None for name in ("timesteps", "sigmas")):
+            return None
+        if "num_inference_steps" in self.call_kwargs:
+            steps = self.call_kwargs["num_inference_steps"]
+            if not isinstance(steps, int) or steps < 1:
+                raise ValueError(
+                    f"num_inference_steps={steps!r} is not a count; try num_inference_steps=50"
+                )
+            return steps
+        default = getattr(self.parameters.get("num_inference_steps"), "default", None)
+        return default if isinstance(default, int) else None
+
+    def setting(self) -> dict[str, Any]:
+        """What is generated how, ready for JSON."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        simple = (bool, int, float, str)
+        return {
+            "pipeline": type(self.pipe).__name__,
+            "scheduler": None if scheduler is None else type(scheduler).__name__,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "device": str(self.pipe.device),
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            "call": {k: v for k, v in self.call_kwargs.items() if isinstance(v, simple)},
+        }
+
+    def warm_up(self, steps: int) -> None:
+        """Generates the first batch in a few steps, so that what happens once is not timed."""
+        fewer = {}
+        # strength drops steps, and of a few it may leave none.
+        if self.steps is not None and "strength" not in self.parameters:
+            fewer["num_inference_steps"] = min(steps, self.steps)
+        with _progress(self.pipe, disable=True):
+            self._call(range(min(self.batch_size, len(self.entries))), fewer)
+
+    def run(self, label: str, *, reporting: bool = False, **more: Any) -> Run:
+        """Generates all pictures; `more` replaces arguments of the call."""
+        pictures, seconds, reports = [], [], []
+        starts = range(0, len(self.entries), self.batch_size)
+        for number, start in enumerate(starts):
+            indices = range(start, min(start + self.batch_size, len(self.entries)))
+            with _progress(self.pipe, desc=f"{label}, batch {number + 1} of {len(starts)}"):
+                began = time.perf_counter()
+                output = self._call(indices, more)
+                seconds.append((time.perf_counter() - began) / len(indices))
+            pictures.append(metrics.as_floats(output[0]).astype(np.float32))
+            if reporting:
+                reports.append(report(self.pipe))
+        return Run(np.concatenate(pictures), statistics.median(seconds), reports)
+
+    def _call(self, indices: range, more: dict[str, Any]) -> Any:
+        generators = [torch.Generator("cpu").manual_seed(self.seeds[i]) for i in indices]
+        entries = [self.entries[i] for i in indices]
+        merged = {name: _merged([entry[name] for entry in entries]) for name in entries[0]}
+        arguments = {**self.call_kwargs, **merged, **more}
+        if "output_type" in self.parameters:
+            arguments["output_type"] = "np"
+        # Pipelines that edit pictures often take one prompt and no list.
+        generator = generators if len(generators) > 1 else generators[0]
+        return self.pipe(**arguments, generator=generator)
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Parameters of a pipeline's call, and of the calls that its **kwargs are handed to."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in kind.__mro__:
+        if "__call__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__call__).parameters
+        found = {**parameters, **found}
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {n: p for n, p in found.items() if p.kind not in variadic and n != "self"}
+
+
+def _entries(prompts: Any) -> list[dict[str, Any]]:
+    if isinstance(prompts, (str, Mapping)):
+        raise ValueError(
+            f"prompts={prompts!r} is one prompt; call compare(pipe, prompts=[{prompts!r}])"
+        )
+    entries = [{"prompt": p} if isinstance(p, str) else p for p in prompts]
+    if not entries:
+        raise ValueError(f"prompts={prompts!r} is empty; call compare(pipe, ['a prompt'])")
+    for entry in entries:
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"{entry!r} among prompts is neither a string nor a mapping of arguments; call "
+                "compare(pipe, ['a prompt']) or compare(pipe, [{'prompt': 'a prompt'}])"
+            )
+        if set(entry) != set(entries[0]):
+            raise ValueError(
+                f"prompts give different arguments, {sorted(entries[0])} and {sorted(entry)}; "
+                "give each the same ones"
+            )
+    return [dict(entry) for entry in entries]
+
+
+def _seeds(seeds: Any, count: int) -> list[int]:
+    if seeds is None:
+        return list(range(count))
+    listed = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if len(listed) != count:
+        raise ValueError(
+            f"{count} prompts need as many seeds, got seeds={seeds!r}; leave them out, or call "
+            f"compare(pipe, prompts, seeds=range({count}))"
+        )
+    return listed
+
+
+def _merged(values: list[Any]) -> Any:
+    if len(values) == 1:
+        return values[0]
+    return torch.cat(values) if isinstance(values[0], torch.Tensor) else values
+
+
+@contextmanager
+def _progress(pipe: Any, **options: Any) -> Iterator[None]:
+    """Options of the pipeline's progress bar that its owner has not set, for a while."""
+    before = pipe.__dict__.get("_progress_bar_config")
+    pipe.set_progress_bar_config(**{**options, **(before or {})})
+    try:
+        yield
+    finally:
+        if before is None:
+            pipe.__dict__.pop("_progress_bar_config", None)
+        else:
+            pipe._progress_bar_config = before
