@@ -1,4 +1,4 @@
-"""Fidelity per compute on the tiny pipelines: every method against the same scheduler with fewer steps.
+"""Fidelity per compute on the tiny pipelines: the methods, and the same scheduler with fewer steps.
 
     python bench/pareto.py                     # every cell, 64 held-out prompts; prints and saves
     python bench/pareto.py --cell unet-ddim-50 --prompts 32
