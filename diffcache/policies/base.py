@@ -15,10 +15,18 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """Where a run stands: `index` counts scheduler steps from 0, `total` is how many there are."""
+    """Where a run stands.
+
+    Attributes:
+        index: scheduler steps made before this one.
+        total: scheduler steps of the run.
+        weight: how far the scheduler moves the sample at this step for a unit prediction, over
+            the mean of the run's steps.
+    """
 
     index: int
     total: int
+    weight: float = 1.0
 
 
 class Evidence:

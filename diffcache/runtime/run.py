@@ -15,7 +15,7 @@ from .evidence import Collector, collector_for
 from .guards import Guards
 from .lanes import Lanes
 from .report import Event, Rule
-from .schedulers import coordinates, stochastic_by_call, stochastic_by_kind, timetable
+from .schedulers import coordinates, stochastic_by_call, stochastic_by_kind, timetable, weights
 
 
 class Composition(Protocol):
@@ -43,8 +43,10 @@ class Run:
         self.scheduler = scheduler
         self.timesteps = timetable(scheduler)
         self.coordinates = coordinates(scheduler)
+        self.weights = weights(scheduler)
         self.begin = 0
         self.total: int | None = None
+        self.opening: float | None = None
         self.index = 0
         self.samples: int | None = None
         self.lanes = Lanes(method.predictor.anchors)
@@ -67,18 +69,28 @@ class Run:
         return self.method.policy.evidence is ProbeChange
 
     @property
-    def time(self) -> float:
-        """The scheduler's coordinate at this step."""
-        position = min(self.begin + self.index, len(self.coordinates) - 1)
-        return self.coordinates[position]
+    def position(self) -> int:
+        """The place of this step in the timetable; a loop longer than it stays at its end."""
+        return min(self.begin + self.index, len(self.timesteps) - 1)
 
     @property
-    def timestep(self) -> float:
-        return self.timesteps[min(self.begin + self.index, len(self.timesteps) - 1)]
+    def time(self) -> float:
+        """The scheduler's coordinate at this step."""
+        return self.coordinates[self.position]
+
+    @property
+    def step(self) -> Step:
+        return Step(self.index, self.total, self.weights[self.position])
 
     @property
     def bytes(self) -> int:
         return self.lanes.bytes + sum(stage.collector.bytes for stage in self.stages.values())
+
+    def opens(self, timestep: float | None) -> bool:
+        """Whether a call at `timestep`, before any step, is one of the first step's."""
+        if self.opening is None:
+            self.opening = timestep
+        return self.opening == timestep
 
     def locate(self, timestep: float | None, total: int | None) -> None:
         """Settles where in the timetable the run begins (img2img) and how long it is.
@@ -134,8 +146,7 @@ class Run:
         return self._settle(stage, ProbeChange(change), self._forced(stage))
 
     def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
-        step = Step(self.index, self.total)
-        wanted, stage.state = self.method.policy.decide(step, evidence, stage.state)
+        wanted, stage.state = self.method.policy.decide(self.step, evidence, stage.state)
         self.rules = [
             rule or ("policy" if want else "skip")
             for rule, want in zip(forced, wanted.tolist(), strict=True)
@@ -181,9 +192,8 @@ class Run:
             truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
             if not self.in_forward or any(truth):
                 error = stage.collector.after(self.time, self.index, prediction, latents, truth)
-                step = Step(self.index, self.total)
                 stage.state = self.method.policy.observe(
-                    step, error, torch.tensor(truth), stage.state
+                    self.step, error, torch.tensor(truth), stage.state
                 )
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
@@ -191,7 +201,7 @@ class Run:
             "skip" if not done else rule if rule != "skip" else "policy"
             for done, rule in zip(mask, self.rules, strict=True)
         ]
-        self.trace.append(Event(self.index, self.timestep, tuple(rules)))
+        self.trace.append(Event(self.index, self.timesteps[self.position], tuple(rules)))
         self.lane_masks = []
 
     def _decided(self) -> list[bool]:

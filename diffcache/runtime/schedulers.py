@@ -42,6 +42,16 @@ def timetable(scheduler: Any) -> list[float]:
     return [float(t) for t in torch.as_tensor(scheduler.timesteps).tolist()]
 
 
+def is_flow(scheduler: Any) -> bool:
+    """Whether the scheduler moves on straight lines between noise and data."""
+    config = getattr(scheduler, "config", {})
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    sigmas = getattr(scheduler, "sigmas", None)
+    has_alphas = getattr(scheduler, "alphas_cumprod", None) is not None
+    return not has_alphas and sigmas is not None and float(torch.as_tensor(sigmas).max()) <= 1
+
+
 def coordinates(scheduler: Any) -> list[float]:
     """The coordinate in which predictions change smoothly, for each entry of `timesteps`.
 
@@ -49,18 +59,36 @@ def coordinates(scheduler: Any) -> list[float]:
     while sampling. Ends where log(α/σ) is infinite are clamped.
     """
     times = timetable(scheduler)
-    config = getattr(scheduler, "config", {})
-    sigmas = getattr(scheduler, "sigmas", None)
-    flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     cumulative = getattr(scheduler, "alphas_cumprod", None)
-    if cumulative is not None and not flow:
+    if cumulative is not None and not is_flow(scheduler):
         return [_log_snr(cumulative, t) for t in times]
+    sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) < len(times):
         return [-t for t in times]
     values = [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
-    if flow or max(values) <= 1:
+    if is_flow(scheduler):
         return [-value for value in values]
     return [-math.log(max(value, 1e-4)) for value in values]
+
+
+def weights(scheduler: Any) -> list[float]:
+    """How far each step moves the sample for a unit prediction, over the mean of all steps.
+
+    |Δσ| for flow matching, α_{i+1} |Δ(σ/α)| for the others, whose samples have unit variance.
+    """
+    times = coordinates(scheduler)
+    if is_flow(scheduler):
+        positions = [(-t, 1.0) for t in times] + [(0.0, 1.0)]
+    else:
+        ratios = [math.exp(-t) if abs(t) < 20 else 0.0 for t in times]
+        positions = [(r, 1 / math.sqrt(1 + r * r)) for r in ratios] + [(0.0, 1.0)]
+    moved = []
+    for i, (start, _) in enumerate(positions[:-1]):
+        # Samplers with two evaluations a step list a timestep twice; the move is to the next one.
+        end, scale = next((p for p in positions[i + 1 :] if p[0] != start), positions[-1])
+        moved.append(scale * abs(end - start))
+    mean = sum(moved) / len(moved) if moved else 0.0
+    return [move / mean for move in moved] if mean > 0 else [1.0] * len(moved)
 
 
 def _log_snr(cumulative: torch.Tensor, t: float) -> float:
