@@ -23,6 +23,8 @@ from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
 requests: ContextVar[Request | None] = ContextVar("diffcache_request", default=None)
 
+_CALLBACKS = {"callback_on_step_end", "callback"}
+
 
 class Request:
     """Options of the generations inside a `with diffcache.request(...)`, and their reports.
@@ -121,10 +123,29 @@ class PipelineWrapping:
 def _scoped(base: type) -> dict[str, Callable]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         wrapping = wrappings.get(self)
-        plain = partial(base.__call__, self, *args, **kwargs)
-        return plain() if wrapping is None else wrapping.generate(self, plain)
+        if wrapping is None:
+            return base.__call__(self, *args, **kwargs)
+        for name in _CALLBACKS & kwargs.keys():
+            kwargs[name] = _outside(kwargs[name])
+        return wrapping.generate(self, partial(base.__call__, self, *args, **kwargs))
 
     return {"__call__": __call__}
+
+
+def _outside(callback: Any) -> Any:
+    """A user's callback that runs outside of the generation: its denoiser calls are its own."""
+    # Pipelines tell diffusers' own callback objects, which have this attribute, by their class.
+    if not callable(callback) or hasattr(callback, "tensor_inputs"):
+        return callback
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        token = current.set(None)
+        try:
+            return callback(*args, **kwargs)
+        finally:
+            current.reset(token)
+
+    return call
 
 
 class ModelWrapping:

@@ -116,8 +116,12 @@ class Generation:
         if not isinstance(sample, Tensor):
             return self._give_up("the denoiser's first argument is not one tensor")
         run = self.run
+        if run.samples is None and not run.opens(timestep_of(arguments)):
+            return self._give_up(
+                "the denoiser is called at another timestep, and no scheduler step was observed"
+            )
         if run.total is None:
-            run.locate(timestep_of(arguments), self.expected_steps())
+            run.locate(run.opening, self.expected_steps())
             run.uniform = not all(self.checked.values())
             if run.full:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
