@@ -1,0 +1,245 @@
+"""Train the tiny pipelines' models: ``train.py vae|unet|dit --minutes N --threads T --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scenes
+import torch
+from data import Captioned, encode, pixels_of, rendered
+from diffusers import DDIMScheduler, FluxPipeline
+from safetensors.torch import load_file, save_file
+
+from diffcache.tiny import _configs, _models
+
+BATCH = {"vae": 16, "unet": 32, "dit": 32}
+RATE = {"vae": 2e-3, "unet": 6e-4, "dit": 8e-4}
+SAVE_SECONDS = 300
+
+
+class Average:
+    """Exponential average of a module's parameters, over a window that grows with the steps."""
+
+    def __init__(self, module: torch.nn.Module, limit: float) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.limit = limit
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        """Take one more step's parameters in."""
+        self.steps += 1
+        keep = min(self.limit, (1 + self.steps) / (10 + self.steps))
+        ours, theirs = list(self.module.parameters()), list(module.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - keep)
+
+
+def save(module: torch.nn.Module, path: Path) -> None:
+    """Write a module's weights as fp16 safetensors, all or nothing."""
+    partial = path.with_suffix(".partial")
+    state = {k: v.detach().half().contiguous().clone() for k, v in module.state_dict().items()}
+    save_file(state, partial)
+    partial.chmod(0o644)
+    os.replace(partial, path)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """``scaled_dot_product_attention`` by plain products: on CPUs its own backward is slow."""
+    scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
+def optimise(
+    kind: str,
+    models: torch.nn.ModuleDict,
+    loss_of: Callable[[], torch.Tensor],
+    minutes: float,
+    out: Path,
+) -> torch.nn.ModuleDict:
+    """Minimise ``loss_of()`` for ``minutes``; returns the averaged models.
+
+    Saves ``NAME.safetensors`` in ``out`` for each of ``models``, every five minutes and at the
+    end, and appends to ``out/KIND.jsonl``.
+    """
+    optimiser = torch.optim.AdamW(models.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    average = Average(models, 0.999)
+    began = saved = logged = time.monotonic()
+    losses: list[float] = []
+    log = (out / f"{kind}.jsonl").open("a")
+    done = False
+    while not done:
+        now = time.monotonic()
+        progress = (now - began) / (60 * minutes)
+        done = progress >= 1
+        decay = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        for group in optimiser.param_groups:
+            group["lr"] = RATE[kind] * min((1 + average.steps) / 100, decay)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
+        optimiser.step()
+        average.update(models)
+        losses.append(loss.item())
+        if done or now - logged > 20:
+            line = {"seconds": round(now - began), "steps": average.steps}
+            print(json.dumps(line | {"loss": float(np.mean(losses))}), file=log, flush=True)
+            losses, logged = [], now
+        if not done and now - saved > SAVE_SECONDS:
+            saved = now
+            for name, module in average.module.items():
+                save(module, out / f"{name}.safetensors")
+    for name, module in average.module.items():
+        save(module, out / f"{name}.safetensors")
+    return average.module
+
+
+def train_vae(minutes: float, out: Path, count: int) -> None:
+    """Train the autoencoder, on from ``out`` if one is there, and normalise its latents."""
+    images, _ = rendered(out, count)
+    rng = np.random.default_rng(1)
+    vae = _models.vae()
+    if (out / "vae.safetensors").exists():
+        vae.load_state_dict(load_file(out / "vae.safetensors"))
+
+    def slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+    def crops() -> torch.Tensor:
+        # Quarter pictures around pixels of objects: backgrounds are learned soon enough.
+        # Some whole ones keep the group norms used to their statistics.
+        if rng.random() < 0.25:
+            return pixels_of(images[np.sort(rng.integers(0, len(images), BATCH["vae"] // 4))])
+        size = scenes.SIZE // 2
+        parts = []
+        for index in rng.integers(0, len(images), BATCH["vae"]):
+            image = images[index].astype(np.int16)
+            rows, columns = np.nonzero(np.ptp(image, axis=-1) > 46)
+            middle = rng.integers(len(rows))
+            top, left = (
+                int(np.clip(place[middle] + rng.integers(-20, 21) - size // 2, 0, size))
+                for place in (rows, columns)
+            )
+            parts.append(image[top : top + size, left : left + size])
+        return pixels_of(np.stack(parts))
+
+    def loss_of() -> torch.Tensor:
+        x = crops()
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample.float()
+        edges = sum((a - b).abs().mean() for a, b in zip(slopes(x), slopes(y), strict=True))
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        errors = (x - y).abs().mean() + 2 * (x - y).square().mean()
+        return errors + 0.5 * edges + 2e-5 * divergence
+
+    trained = optimise("vae", torch.nn.ModuleDict({"vae": vae}), loss_of, minutes, out)["vae"]
+    latents = encode(trained, images[:2000])
+    print("latents", latents.mean((0, 2, 3)), latents.std((0, 2, 3)), latents.std())
+    fold(trained, latents.mean((0, 2, 3)), latents.std())
+    save(trained, out / "vae.safetensors")
+
+
+@torch.no_grad()
+def fold(vae: torch.nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Shift and scale a VAE's latents, so that they are ``(z - mean) / deviation`` from now on."""
+    channels = len(mean)
+    into, back = vae.quant_conv, vae.post_quant_conv
+    into.bias[:channels] -= mean
+    into.weight[:channels] /= deviation
+    into.bias[:channels] /= deviation
+    into.bias[channels:] -= 2 * deviation.log()
+    back.bias += back.weight[..., 0, 0] @ mean
+    back.weight *= deviation
+
+
+def train_unet(minutes: float, out: Path, count: int) -> None:
+    """Train the UNet, to predict noise as Stable Diffusion's does, with its text encoder."""
+    data = Captioned(out, count, [_models.clip_tokenizer()])
+    models = torch.nn.ModuleDict({"unet": _models.unet(), "unet_clip": _models.clip()})
+    kept = DDIMScheduler(**_configs.DDIM).alphas_cumprod
+
+    def loss_of() -> torch.Tensor:
+        clean, (ids,) = data.draw(BATCH["unet"])
+        steps, noise = torch.randint(len(kept), (len(clean),)), torch.randn_like(clean)
+        signal = kept[steps].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        words = models["unet_clip"](ids).last_hidden_state
+        guess = models["unet"](noisy, steps, encoder_hidden_states=words).sample
+        return (guess.float() - noise).square().mean()
+
+    optimise("unet", models, loss_of, minutes, out)
+
+
+def train_dit(minutes: float, out: Path, count: int) -> None:
+    """Train the Flux transformer, by flow matching, with its two text encoders."""
+    data = Captioned(out, count, [_models.clip_tokenizer(), _models.word_tokenizer()])
+    transformer = _models.dit()
+    _models.start_as_identity(transformer)
+    models = {"dit": transformer, "dit_clip": _models.clip(), "dit_t5": _models.t5()}
+    models = torch.nn.ModuleDict(models)
+    places = FluxPipeline._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32)
+    no_places = torch.zeros(_configs.TOKENS, 3)
+
+    def loss_of() -> torch.Tensor:
+        clean, (clip_ids, t5_ids) = data.draw(BATCH["dit"])
+        clean = FluxPipeline._pack_latents(clean, *clean.shape)
+        noise = torch.randn_like(clean)
+        # Leaning to the noisy end, where the number of objects and their places are settled.
+        sigmas = torch.sigmoid(0.3 + 1.2 * torch.randn(len(clean)))
+        noisy = torch.lerp(clean, noise, sigmas.view(-1, 1, 1))
+        guess = transformer(
+            hidden_states=noisy,
+            timestep=sigmas,
+            pooled_projections=models["dit_clip"](clip_ids).pooler_output,
+            encoder_hidden_states=models["dit_t5"](t5_ids).last_hidden_state,
+            txt_ids=no_places,
+            img_ids=places,
+        ).sample
+        return (guess.float() - (noise - clean)).square().mean()
+
+    optimise("dit", models, loss_of, minutes, out)
+
+
+def main() -> None:
+    """Parse the command line and train one model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=("vae", "unet", "dit"))
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=48000)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    torch.nn.functional.scaled_dot_product_attention = attention
+    train = {"vae": train_vae, "unet": train_unet, "dit": train_dit}[options.kind]
+    train(options.minutes, options.out, options.scenes)
+
+
+if __name__ == "__main__":
+    main()
