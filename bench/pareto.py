@@ -162,7 +162,7 @@ def main() -> None:
         for cell in CELLS:
             if not options.cell or cell.name in options.cell:
                 record.append("pareto", measure(cell, pairs[: options.prompts]))
-    pareto_report.write(record.RESULTS / "pareto.jsonl", HERE.parent / "docs")
+    pareto_report.write(record.RESULTS, HERE.parent / "docs")
 
 
 if __name__ == "__main__":
