@@ -109,19 +109,21 @@ def _compared(trial: Trial, contenders: list[_Contender]) -> Comparison:
                 Row(PLAIN, seconds=plain.seconds, pictures=scale.of(plain), **cost.share(1))
             )
         reference = rows[0].pictures
-        mask = _joined([report.mask for report in run.reports], len(trial.entries))
-        books = {**cost.share(compute), "mask": mask, "reports": run.reports}
-        rows.append(_row(label, run, scale.of(run), reference, books))
-        counts = Counter(note for report in run.reports for note in report.notes)
-        for note, count in counts.items():
-            some = "" if count == len(run.reports) else f" ({count} of {len(run.reports)} batches)"
-            notes.append(f"{label}: {note}{some}")
         fewer = max(1, round(compute * trial.steps)) if trial.steps else None
+        steps_label = None if fewer == trial.steps else f"{fewer} steps"
+        books = {
+            **cost.share(compute),
+            "mask": _joined([report.mask for report in run.reports], len(trial.entries)),
+            "reports": run.reports,
+            "fewer": steps_label,
+        }
+        rows.append(_row(label, run, scale.of(run), reference, books))
+        notes += _notes(label, run.reports)
         if fewer not in tried:
             tried.add(fewer)
-            label = f"{fewer} steps"
-            run = trial.run(label, num_inference_steps=fewer)
-            rows.append(_row(label, run, scale.of(run), reference, cost.share(fewer / trial.steps)))
+            run = trial.run(steps_label, num_inference_steps=fewer)
+            books = cost.share(fewer / trial.steps)
+            rows.append(_row(steps_label, run, scale.of(run), reference, books))
     if trial.steps is None:
         notes.append("not compared with fewer steps: the call is not given a number of steps")
     return Comparison(rows, trial.names, trial.seeds, trial.setting(), notes)
@@ -139,6 +141,15 @@ def _row(
         ssim=metrics.ssim(reference, pictures),
         **books,
     )
+
+
+def _notes(label: str, reports: list[Report]) -> list[str]:
+    counts = Counter(note for report in reports for note in report.notes)
+    return [
+        f"{label}: {note}"
+        + (f" ({count} of {len(reports)} batches)" if count < len(reports) else "")
+        for note, count in counts.items()
+    ]
 
 
 class _Scale:

@@ -51,6 +51,7 @@ class Row:
         ssim: `[N]`, None too for what is not a picture.
         mask: `[steps, N]` bool, True where a step was computed; None where steps are unknown.
         reports: one report a batch; none but for methods.
+        fewer: label of the row with as many plain steps as the method computed, if that is fewer.
     """
 
     label: str
@@ -64,6 +65,7 @@ class Row:
     ssim: np.ndarray | None = None
     mask: np.ndarray | None = None
     reports: list[Report] = field(default_factory=list)
+    fewer: str | None = None
 
     def worst(self, count: int = 3) -> list[int]:
         """Indices of the pictures with the lowest PSNR, the lowest first."""

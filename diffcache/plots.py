@@ -68,6 +68,8 @@ def panel(comparison: Comparison, row: Row, indices: list[int] | None = None) ->
     if row.seconds > plain.seconds:
         time = f"{row.seconds / plain.seconds - 1:.0%} more time"
     quality = f"{row.psnr.mean():.1f} dB PSNR on average"
+    if row.fewer is not None:
+        quality += f", {row.fewer} give {comparison[row.fewer].psnr.mean():.1f} dB"
     if worst and len(indices) < count:
         quality += f", the {len(indices)} worst of {count} pictures are shown"
     remarks = []
