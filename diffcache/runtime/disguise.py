@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -46,4 +47,7 @@ def _reduce_as_base(self: Any, protocol: int) -> Any:
     if isinstance(reduced, str):
         return reduced
     function, arguments, *rest = reduced
+    if function is copyreg.__newobj__:
+        # pickle insists that what it builds this way is of the instance's own class.
+        function = base.__new__
     return (function, tuple(base if a is type(self) else a for a in arguments), *rest)

@@ -11,7 +11,8 @@ import torch
 # Sampling noise enters at every step of these, whatever their configuration.
 _DRAWS_NOISE = re.compile(
     r"Ancestral|SDE|Sde|LCM|TCD|DDPM|CogVideoXDPM|RePaint|CosineDPM|SASolver|UnCLIP|SCM"
-    r"|ConsistencyModel|ConsistencyDecoder|VQDiffusion|Amused|KarrasVe|Wuerstchen|DMD"
+    r"|CMStochastic|ConsistencyDecoder|VQDiffusion|Amused|KarrasVe|Wuerstchen|HeliosDMD"
+    r"|BlockRefinement|DiscreteDDIM|EntropyBound|Proteina"
 )
 
 
