@@ -1,4 +1,8 @@
-"""Train the tiny pipelines' models: ``train.py vae|unet|dit --minutes N --threads T --out DIR``."""
+"""Train the tiny pipelines' models: ``train.py KIND --minutes N --threads T --out DIR``.
+
+``KIND`` is ``vae`` first, then ``unet``, ``dit`` and ``decoder`` in any order: the last polishes
+the autoencoder's decoder on whole pictures and leaves the latents as the others learn them.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from diffcache.tiny import _configs, _models
 
-BATCH = {"vae": 16, "unet": 32, "dit": 32}
-RATE = {"vae": 2e-3, "unet": 6e-4, "dit": 8e-4}
+BATCH = {"vae": 16, "decoder": 6, "unet": 32, "dit": 32}
+RATE = {"vae": 2e-3, "decoder": 1.5e-3, "unet": 6e-4, "dit": 8e-4}
 SAVE_SECONDS = 300
 
 
@@ -84,7 +88,8 @@ def optimise(
     Saves ``NAME.safetensors`` in ``out`` for each of ``models``, every five minutes and at the
     end, and appends to ``out/KIND.jsonl``.
     """
-    optimiser = torch.optim.AdamW(models.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    trained = [parameter for parameter in models.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(models, 0.999)
     began = saved = logged = time.monotonic()
     losses: list[float] = []
@@ -101,7 +106,7 @@ def optimise(
             loss = loss_of()
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         average.update(models)
         losses.append(loss.item())
@@ -118,6 +123,13 @@ def optimise(
     return average.module
 
 
+def difference(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """How far apart two batches of pictures are, in values and in slopes."""
+    error = x - y
+    slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * slopes
+
+
 def train_vae(minutes: float, out: Path, count: int) -> None:
     """Train the autoencoder, on from ``out`` if one is there, and normalise its latents."""
     images, _ = rendered(out, count)
@@ -125,9 +137,6 @@ def train_vae(minutes: float, out: Path, count: int) -> None:
     vae = _models.vae()
     if (out / "vae.safetensors").exists():
         vae.load_state_dict(load_file(out / "vae.safetensors"))
-
-    def slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
     def crops() -> torch.Tensor:
         # Quarter pictures around pixels of objects: backgrounds are learned soon enough.
@@ -151,16 +160,33 @@ def train_vae(minutes: float, out: Path, count: int) -> None:
         x = crops()
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
-        edges = sum((a - b).abs().mean() for a, b in zip(slopes(x), slopes(y), strict=True))
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        errors = (x - y).abs().mean() + 2 * (x - y).square().mean()
-        return errors + 0.5 * edges + 2e-5 * divergence
+        return difference(x, y) + 2e-5 * divergence
 
     trained = optimise("vae", torch.nn.ModuleDict({"vae": vae}), loss_of, minutes, out)["vae"]
     latents = encode(trained, images[:2000])
     print("latents", latents.mean((0, 2, 3)), latents.std((0, 2, 3)), latents.std())
     fold(trained, latents.mean((0, 2, 3)), latents.std())
     save(trained, out / "vae.safetensors")
+
+
+def train_decoder(minutes: float, out: Path, count: int) -> None:
+    """Train ``out``'s autoencoder on, from its latents to pictures only."""
+    data = Captioned(out, count, [])
+    images, _ = rendered(out, count)
+    vae = _models.vae()
+    vae.load_state_dict(load_file(out / "vae.safetensors"))
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss_of() -> torch.Tensor:
+        picked = torch.randint(len(images), (BATCH["decoder"],)).sort().values
+        latents = data.latents[picked].float()
+        # Sampled latents are never quite those of a picture.
+        latents += 0.05 * torch.randn_like(latents)
+        return difference(pixels_of(images[picked.numpy()]), vae.decode(latents).sample.float())
+
+    optimise("decoder", torch.nn.ModuleDict({"vae": vae}), loss_of, minutes, out)
 
 
 @torch.no_grad()
@@ -224,10 +250,13 @@ def train_dit(minutes: float, out: Path, count: int) -> None:
     optimise("dit", models, loss_of, minutes, out)
 
 
+TRAINERS = {"vae": train_vae, "unet": train_unet, "dit": train_dit, "decoder": train_decoder}
+
+
 def main() -> None:
     """Parse the command line and train one model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("vae", "unet", "dit"))
+    parser.add_argument("kind", choices=tuple(TRAINERS))
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -237,8 +266,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     torch.nn.functional.scaled_dot_product_attention = attention
-    train = {"vae": train_vae, "unet": train_unet, "dit": train_dit}[options.kind]
-    train(options.minutes, options.out, options.scenes)
+    TRAINERS[options.kind](options.minutes, options.out, options.scenes)
 
 
 if __name__ == "__main__":
