@@ -38,7 +38,7 @@ class Row:
     """One way of generating all the pictures, held against the plain one.
 
     Attributes:
-        label: "plain", a method's label, or "17 steps".
+        label: "plain", a method's label, or "17 steps": the plain call with that many.
         steps: steps computed of a picture, on average.
         row_steps: denoiser rows computed of a picture over all steps, guidance branches included;
             None where a method gave no account.

@@ -24,6 +24,8 @@ INCHES = 1.15
 TIMELINE_INCHES = 3.3
 HEADER_INCHES = 1.05
 MARGIN_INCHES = 0.3
+TITLE_CHARACTERS = 58
+"""What fits a panel's width in full size."""
 SHOWN = 8
 
 
@@ -142,7 +144,9 @@ def draw(panels: list[Panel], path: str | Path, dpi: int = 110) -> None:
 def _header(axes: Axes, panel: Panel, width: float) -> None:
     axes.set_xlim(0, width)
     axes.set_ylim(HEADER_INCHES, 0)
-    axes.text(0.04, 0.16, panel.title, size=13, weight="bold", color=INK, va="top")
+    title = textwrap.shorten(panel.title, 94, placeholder=" …")
+    size = 13 * min(1, TITLE_CHARACTERS / max(1, len(title)))
+    axes.text(0.04, 0.16, title, size=size, weight="bold", color=INK, va="top")
     axes.text(0.04, 0.42, panel.subtitle, size=9, color=MUTED, va="top", linespacing=1.4)
     names = ("with", "without", f"difference × {panel.amplification}")
     for column, name in enumerate(names):
