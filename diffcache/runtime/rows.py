@@ -69,6 +69,8 @@ def take(tree: Any, rows: int, index: Tensor) -> Any:
         return _like(tree, {k: take(v, rows, index) for k, v in tree.items()})
     if isinstance(tree, list) and len(tree) == rows and not any(map(batched, tree)):
         return [tree[i] for i in index.tolist()]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(take(v, rows, index) for v in tree))
     if isinstance(tree, (list, tuple)):
         return type(tree)(take(v, rows, index) for v in tree)
     return pick(tree)

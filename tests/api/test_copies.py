@@ -52,7 +52,7 @@ def test_copy_is_plain(case, generate, duplicate):
 
 
 def test_deepcopy_owns_its_weights(case, generate):
-    kind, _, pipe = case
+    _, _, pipe = case
     twin = copy.deepcopy(pipe)
     for parameter in (getattr(pipe, "unet", None) or pipe.transformer).parameters():
         parameter.data.zero_()

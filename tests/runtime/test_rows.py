@@ -1,0 +1,107 @@
+"""Rows of a batch inside arguments and outputs."""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import pytest
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+from diffcache.runtime.rows import (
+    as_index,
+    blocks_of,
+    leaves,
+    map_leaves,
+    merge,
+    samples_to_rows,
+    take,
+    tensor_leaves,
+)
+
+INDEX = torch.tensor([2, 0])
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: str
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "blocks"),
+    [
+        ((4, 3), 4, 1),
+        ((4,), 4, 1),
+        ((12, 7, 5), 4, 3),
+        ((12, 3), 4, 0),
+        ((12,), 4, 0),
+        ((6, 7, 5), 4, 0),
+        ((1, 3), 4, 0),
+        ((), 4, 0),
+        ((0, 3), 4, 0),
+    ],
+)
+def test_blocks_of_a_row(shape, rows, blocks):
+    assert blocks_of(torch.zeros(shape), rows) == blocks
+
+
+def test_take_gathers_every_leaf_with_rows():
+    batched, shared = torch.arange(6).reshape(3, 2), torch.arange(5)
+    tree = {"x": batched, "ids": shared, "t": torch.tensor(7), "nested": {"y": (batched, None)}}
+    found = take(tree, 3, INDEX)
+    assert found["x"].tolist() == [[4, 5], [0, 1]]
+    assert found["ids"] is shared and found["t"] is tree["t"]
+    assert found["nested"]["y"][0].tolist() == [[4, 5], [0, 1]]
+    assert found["nested"]["y"][1] is None
+
+
+def test_take_keeps_the_frames_of_a_row_together():
+    text = torch.arange(6)[:, None, None].expand(6, 2, 2)
+    assert take(text, 3, INDEX)[:, 0, 0].tolist() == [4, 5, 0, 1]
+
+
+def test_take_picks_from_a_list_with_an_entry_a_row():
+    assert take(["a", "b", "c"], 3, INDEX) == ["c", "a"]
+    prompts = [torch.zeros(4, 2), torch.ones(5, 2), torch.full((7, 2), 2.0)]
+    assert [len(x) for x in take(prompts, 3, INDEX)] == [7, 4]
+
+
+def test_take_gathers_inside_a_list_of_batched_tensors():
+    residuals = [torch.arange(3), torch.arange(3) * 10, torch.arange(3) * 100]
+    assert [x.tolist() for x in take(residuals, 3, INDEX)] == [[2, 0], [20, 0], [200, 0]]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        (torch.zeros(2), "a"),
+        [torch.zeros(2), None],
+        {"a": torch.zeros(2), "b": [1]},
+        Pair(torch.zeros(2), "b"),
+        Transformer2DModelOutput(sample=torch.zeros(2)),
+        OrderedDict(a=torch.zeros(2)),
+    ],
+    ids=lambda tree: type(tree).__name__,
+)
+def test_map_keeps_the_structure(tree):
+    found = map_leaves(tree, lambda leaf: leaf + 1 if isinstance(leaf, torch.Tensor) else leaf)
+    assert type(found) is type(tree)
+    assert [x.tolist() for x in tensor_leaves(found)] == [[1.0, 1.0]]
+    assert tensor_leaves(tree)[0].tolist() == [0.0, 0.0]
+    assert len(leaves(found)) == len(leaves(tree))
+
+
+def test_take_keeps_outputs_and_named_tuples():
+    output = take(Transformer2DModelOutput(sample=torch.arange(3)), 3, INDEX)
+    assert type(output) is Transformer2DModelOutput and output.sample.tolist() == [2, 0]
+    pair = take(Pair(torch.arange(3), "b"), 3, INDEX)
+    assert type(pair) is Pair and pair.first.tolist() == [2, 0]
+
+
+def test_row_r_is_of_sample_r_modulo_samples():
+    assert samples_to_rows([True, False, True], 6) == [True, False, True, True, False, True]
+    assert samples_to_rows([True, False], 2) == [True, False]
+
+
+def test_merge_replaces_the_computed_rows():
+    merged = merge(torch.tensor([[9.0]]), torch.zeros(3, 1), as_index([False, True, False]))
+    assert merged.tolist() == [[0.0], [9.0], [0.0]]
