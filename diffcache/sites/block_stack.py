@@ -94,7 +94,7 @@ class _BlockStackAttachment(Attachment):
         try:
             output = turn.invoke(turn.args, turn.kwargs)
         finally:
-            self.turn = None
+            self.turn = self.head_entry = None
             self.entries.clear()
         if not recorded:
             self.recording.settle(self.site.head, self.site.tail)

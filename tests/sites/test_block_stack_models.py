@@ -1,0 +1,115 @@
+"""The block stack on several families of transformers, called in a hand-written loop."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+import diffcache
+from diffcache import Guards, Method
+from diffcache.policies import Interval
+from diffcache.predictors import Reuse
+from diffcache.runtime.rows import tensor_leaves
+from diffcache.sites import BlockStack
+from diffcache.sites.discovery import block_lists
+
+STEPS = 9
+ROWS = 3
+FULL = [index for index in range(STEPS) if index % 4 == 0 or index < 2]
+
+
+def method(head: int, tail: int) -> Method:
+    return Method(
+        site=BlockStack(head, tail),
+        policy=Interval(4),
+        predictor=Reuse(),
+        guards=Guards(protect=(2, 0), max_consecutive_skips=None, few_steps=0),
+    )
+
+
+def outputs(model: Any, scheduler: Any, inputs: dict[str, Any], still: bool) -> list[torch.Tensor]:
+    """What the denoiser gives at each step; in a `still` loop every call is the same call."""
+    scheduler.set_timesteps(STEPS)
+    latents = inputs["hidden_states"]
+    found = []
+    for index, t in enumerate(scheduler.timesteps):
+        now = {**inputs, "timestep": torch.full((ROWS,), 1000.0 if still else float(t))}
+        if not still:
+            now["hidden_states"] = latents * (1 - 0.05 * index)
+        prediction = tensor_leaves(model(**now))[0]
+        scheduler.step(prediction, t, latents)
+        found.append(prediction)
+    return found
+
+
+@pytest.mark.parametrize(("head", "tail"), [(1, 0), (0, 0), (1, 1), (2, 1)])
+def test_family(denoiser, count_calls, placeholders, head, tail):
+    model, inputs = denoiser
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    ((_, blocks),) = block_lists(model)
+    plain = outputs(model, scheduler, inputs, still=False)
+    placeholders(float("nan"))
+
+    diffcache.wrap(model, method(head, tail), scheduler=scheduler, every=1)
+    for found, wanted in zip(outputs(model, scheduler, inputs, False), plain, strict=True):
+        assert torch.equal(found, wanted)
+
+    calls = count_calls(list(blocks))
+    diffcache.wrap(model, method(head, tail), scheduler=scheduler)
+    found = outputs(model, scheduler, inputs, still=False)
+    computed = [len(FULL)] * len(blocks)
+    computed[:head] = [STEPS] * head
+    computed[len(blocks) - tail :] = [STEPS] * tail
+    assert calls == computed
+    assert diffcache.report(model).mask[:, 0].nonzero().flatten().tolist() == FULL
+    for index in range(STEPS):
+        assert found[index].isfinite().all()
+        assert torch.equal(found[index], plain[index]) == (index in FULL)
+
+    diffcache.unwrap(model)
+    for found, wanted in zip(outputs(model, scheduler, inputs, False), plain, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("rows", ["together", "mixed"])
+def test_bridge_is_exact_where_nothing_changes(denoiser, placeholders, rows):
+    model, inputs = denoiser
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    plain = outputs(model, scheduler, inputs, still=True)[0]
+    placeholders(float("nan"))
+    mask = [[step < 2, step < 2 or step % 2 == 0, rows == "mixed"] for step in range(STEPS)]
+    mask[0] = mask[1] = [True] * ROWS
+    if rows == "together":
+        mask = [[step in FULL] * ROWS for step in range(STEPS)]
+    diffcache.wrap(model, method(1, 0), scheduler=scheduler, mask=mask)
+    for found in outputs(model, scheduler, inputs, still=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    assert diffcache.report(model).mask.tolist() == mask
+
+
+def test_control_residuals_count_once(make, placeholders):
+    """What a ControlNet adds between blocks is neither lost nor doubled on a skip."""
+    model: FluxTransformer2DModel = make("dit").transformer
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(ROWS, 16, 16, generator=generator),
+        "encoder_hidden_states": torch.randn(ROWS, 7, 32, generator=generator),
+        "pooled_projections": torch.randn(ROWS, 32, generator=generator),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(7, 3),
+    }
+    control = {
+        name: [torch.randn(ROWS, 16, 32, generator=generator) for _ in range(count)]
+        for name, count in (("controlnet_block_samples", 2), ("controlnet_single_block_samples", 3))
+    }
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    with torch.no_grad():
+        without = outputs(model, scheduler, inputs, still=True)[0]
+        plain = outputs(model, scheduler, inputs | control, still=True)[0]
+        assert (without - plain).norm() > 0.01 * plain.norm()
+        placeholders(float("nan"))
+        diffcache.wrap(model, method(1, 0), scheduler=scheduler)
+        for found in outputs(model, scheduler, inputs | control, still=True):
+            torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    assert diffcache.report(model).compute_fraction < 1
