@@ -43,6 +43,9 @@ class BlockStack(Site):
     def __post_init__(self) -> None:
         if self.head < 0 or self.tail < 0:
             raise ValueError(f"head={self.head}, tail={self.tail}: block counts cannot be negative")
+        if self.head == 0:
+            # The probe is the residual of the head.
+            object.__setattr__(self, "provides", self.provides - {ProbeChange})
 
     def check(self, denoiser: nn.Module) -> None:
         name = type(denoiser).__name__
@@ -68,7 +71,7 @@ class _BlockStackAttachment(Attachment):
         self.key = id(denoiser)
         self.site = site
         self.lists = [list(blocks) for _, blocks in block_lists(denoiser)]
-        self.recording = Recording(self.lists)
+        self.recording = Recording(self.lists, site.head, site.tail)
         self.fallback = OutputAttachment(denoiser)
         self.turn: Turn | None = None
         self.entries: dict[int, dict[int, Tensor]] = {}
@@ -93,12 +96,24 @@ class _BlockStackAttachment(Attachment):
         self.turn = turn
         try:
             output = turn.invoke(turn.args, turn.kwargs)
+            if not recorded:
+                self.recording.settle()
+                self._take_in(turn)
         finally:
             self.turn = self.head_entry = None
             self.entries.clear()
-        if not recorded:
-            self.recording.settle(self.site.head, self.site.tail)
+            self.recording.calls.clear()
         return output
+
+    def _take_in(self, turn: Turn) -> None:
+        """Stores what the recorded pass computed, as if its plan had been known from the start."""
+        for call in self.recording.calls if self.recording.plan is not None else ():
+            if call.kept:
+                self._serve(
+                    call.block, lambda *_, call=call, **__: call.output, call.args, call.kwargs
+                )
+            else:
+                turn.lane.memory[("output", id(call.block))] = call.described
 
     def _without_blocks(self, turn: Turn) -> Any:
         """Serves a denoiser whose blocks' calls do not pass our gates (a compiled one)."""

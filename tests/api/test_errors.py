@@ -1,0 +1,167 @@
+"""Errors name what was passed, and leave the pipeline as it was."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+import diffcache
+from diffcache import Guards, Method
+from diffcache.policies import Threshold
+from diffcache.sites import BlockStack, Output
+
+
+@pytest.fixture
+def untouched(generate: Any) -> Any:
+    """Checks that a pipeline is and generates what it did before."""
+
+    def watch(pipe: Any) -> Any:
+        before, kind = generate(pipe), type(pipe)
+
+        def check() -> None:
+            assert type(pipe) is kind
+            assert torch.equal(generate(pipe), before)
+
+        return check
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        (("adaptve",), {}, ValueError, ["'adaptve'", "'adaptive'", "'fbcache'"]),
+        ((7,), {}, TypeError, ["method=7", "'adaptive'"]),
+        ((), {"tolerence": 0.1}, ValueError, ["'tolerence'", "tolerance"]),
+        (("interval",), {"tolerance": 0.1}, ValueError, ["'interval'", "'tolerance'", "every"]),
+        (("interval",), {"every": 0}, ValueError, ["every=0", "every=2"]),
+        ((), {"protect": 3}, ValueError, ["protect=3", "protect=(3, 1)"]),
+        ((), {"protect": (-1, 0)}, ValueError, ["protect=(-1, 0)"]),
+        ((), {"max_consecutive_skips": -2}, ValueError, ["max_consecutive_skips=-2"]),
+        ((), {"order": 9}, ValueError, ["order=9"]),
+        ((), {"mask": []}, ValueError, ["mask has shape (0,)"]),
+        ((), {"scheduler": DDIMScheduler()}, ValueError, ["brings its own scheduler"]),
+        ((), {"policy": Threshold()}, ValueError, ["Threshold", "ProbeChange", "Output"]),
+        (("fbcache",), {"head": -1}, ValueError, ["head=-1"]),
+        (("fbcache",), {"head": 0}, ValueError, ["ProbeChange", "BlockStack()"]),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+def test_wrap_refuses(dit, untouched, wrapped, arguments, options, error, words):
+    if wrapped:
+        diffcache.wrap(dit, "interval", every=4)
+    check = untouched(dit)
+    with pytest.raises(error) as caught:
+        diffcache.wrap(dit, *arguments, **options)
+    for word in words:
+        assert word in str(caught.value)
+    check()
+
+
+def test_block_stack_on_a_unet(unet, untouched):
+    check = untouched(unet)
+    with pytest.raises(ValueError, match="UNet2DConditionModel has no stack of transformer blocks"):
+        diffcache.wrap(unet, "fbcache")
+    check()
+
+
+@pytest.mark.parametrize(("head", "tail"), [(5, 0), (3, 2), (9, 9)])
+def test_head_and_tail_too_large(dit, untouched, head, tail):
+    check = untouched(dit)
+    with pytest.raises(ValueError, match=rf"head={head}, tail={tail}.*has 5 blocks.*<= 4"):
+        diffcache.wrap(dit, "fbcache", head=head, tail=tail)
+    check()
+
+
+@pytest.mark.parametrize(
+    "target", [3, "pipe", None, SimpleNamespace(components={}), lambda: None], ids=repr
+)
+def test_target_that_is_neither(target):
+    with pytest.raises(TypeError, match=type(target).__name__):
+        diffcache.wrap(target)
+
+
+def test_pipeline_without_a_denoiser(unet):
+    pipe = StableDiffusionPipeline(
+        vae=unet.vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=None,
+        scheduler=unet.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    with pytest.raises(ValueError, match=r"StableDiffusionPipeline has no denoiser.*'unet'"):
+        diffcache.wrap(pipe)
+    assert type(pipe) is StableDiffusionPipeline
+
+
+@pytest.mark.parametrize("scheduler", [None, 3, torch.nn.Linear(1, 1)], ids=["none", "int", "nn"])
+def test_bare_denoiser_without_its_scheduler(unet, scheduler):
+    with pytest.raises(ValueError, match="UNet2DConditionModel needs the scheduler of its loop"):
+        diffcache.wrap(unet.unet, scheduler=scheduler)
+    assert "_compiled_call_impl" not in vars(unet.unet)
+
+
+def test_composition_says_what_fits():
+    with pytest.raises(ValueError, match=r"Threshold reads ProbeChange.*Use site=BlockStack\(\)"):
+        Method(site=Output(), policy=Threshold())
+    assert Method(site=BlockStack(), policy=Threshold()).site.head == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("site", "output"), ("policy", 0.1), ("predictor", Threshold()), ("guards", (3, 1))],
+)
+def test_part_of_the_wrong_kind(part, value):
+    with pytest.raises(TypeError, match=rf"Method\({part}="):
+        Method(**{part: value})
+
+
+def test_report_before_there_is_one(pipe):
+    with pytest.raises(ValueError, match=f"{type(pipe).__name__} is not wrapped"):
+        diffcache.report(pipe)
+    diffcache.wrap(pipe)
+    with pytest.raises(ValueError, match="has not generated since it was wrapped"):
+        diffcache.report(pipe)
+
+
+def test_request_refuses_what_no_method_knows(pipe):
+    diffcache.wrap(pipe)
+    with (
+        pytest.raises(ValueError, match=r"no method has an option 'tolerence'.*tolerance"),
+        diffcache.request(tolerence=0.1),
+    ):
+        pass
+
+
+def test_request_refuses_what_the_wrapped_method_does_not_know(pipe, generate):
+    plain = generate(pipe)
+    diffcache.wrap(pipe, "interval", every=3)
+    with (
+        diffcache.request(tolerance=0.1),
+        pytest.raises(ValueError, match="'interval' has no option 'tolerance'"),
+    ):
+        generate(pipe)
+    diffcache.unwrap(pipe)
+    assert torch.equal(generate(pipe), plain)
+
+
+def test_request_without_a_generation():
+    with diffcache.request(tolerance=0.1) as request, pytest.raises(RuntimeError, match="request"):
+        _ = request.report
+
+
+def test_autoencoder_is_no_denoiser():
+    with pytest.raises(ValueError, match="scheduler"):
+        diffcache.wrap(AutoencoderKL())
+
+
+def test_guards_are_checked():
+    assert Guards(protect=[2, 1]).protect == (2, 1)
+    with pytest.raises(ValueError, match=r"protect='ab'"):
+        Guards(protect="ab")
