@@ -173,10 +173,10 @@ class _Scale:
 def _accounts(reports: list[Report], trial: Trial) -> tuple[_Cost, float]:
     """What a plain picture costs, and the share of it that was computed."""
     total = sum(report.total for report in reports)
-    steps = max(report.steps for report in reports)
-    # A report without steps is of a generation that gave up and counted only as far as that.
-    if not total or not all(report.steps for report in reports):
-        return _Cost(steps or trial.steps or 1, None), 1.0
+    # A generation that gave up on its caches may report no steps.
+    steps = max(report.steps for report in reports) or trial.steps or 1
+    if not total:
+        return _Cost(steps, None), 1.0
     return _Cost(steps, total / len(trial.entries)), sum(r.computed for r in reports) / total
 
 
