@@ -68,8 +68,9 @@ def wrap(
         _disabled.add(target)
         return target
     unwrap(target)
+    _disabled.discard(target)
     if isinstance(target, nn.Module):
-        ModelWrapping(composed).put_on(target, scheduler)
+        ModelWrapping(composed, scheduler).put_on(target)
     else:
         PipelineWrapping(composed).put_on(target)
     return target
@@ -134,7 +135,7 @@ def wrapped(target: T, method: str | Method = DEFAULT, **options: Any) -> Iterat
         yield target
     finally:
         unwrap(target)
-        if isinstance(before, PipelineWrapping):
+        if before is not None:
             before.put_on(target)
 
 

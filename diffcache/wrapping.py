@@ -155,21 +155,22 @@ class ModelWrapping:
     with the last step of the timetable.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, scheduler: Any) -> None:
         self.method = method
         self.checked: dict[Hashable, bool] = {}
         self.report: Report | None = None
+        # Weak, because the tables that lead here must not keep what they are keyed by.
+        self._scheduler = ref(scheduler)
         self._generation: Generation | None = None
         self._open = ExitStack()
         self._timestep = float("-inf")
 
-    def put_on(self, module: nn.Module, scheduler: Any) -> None:
-        """Gates `module` and observes `scheduler`."""
-        # Weak, because the tables that lead here must not keep what they are keyed by.
-        self._module, self._scheduler = ref(module), ref(scheduler)
+    def put_on(self, module: nn.Module) -> None:
+        """Gates `module` and observes the scheduler."""
+        self._module = ref(module)
         self._names = Names(plain_module(module).forward)
         gate.open_gate(module, self.running)
-        clock.watch(scheduler, self)
+        clock.watch(self._scheduler(), self)
         wrappings[module] = self
 
     def take_off(self, module: nn.Module) -> None:

@@ -1,0 +1,145 @@
+"""A denoiser in a hand-written loop."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+import diffcache
+
+STEPS = 16
+TOLERANCE = 0.9
+OPTIONS = {"tolerance": TOLERANCE}
+
+
+@pytest.fixture
+def loop() -> Any:
+    """The loop of Stable Diffusion by hand."""
+
+    def run(pipe: StableDiffusionPipeline, stop: int | None = None, **options: Any) -> torch.Tensor:
+        unet, scheduler = pipe.unet, pipe.scheduler
+        if options.pop("timetable", True):
+            scheduler.set_timesteps(STEPS)
+        noise, texts = inputs()
+        latents = noise * scheduler.init_noise_sigma
+        with torch.no_grad():
+            for t in scheduler.timesteps[:stop]:
+                model_input = scheduler.scale_model_input(torch.cat([latents] * 2), t)
+                uncond, cond = unet(model_input, t, encoder_hidden_states=texts).sample.chunk(2)
+                prediction = uncond + 5.0 * (cond - uncond)
+                latents = scheduler.step(prediction, t, latents).prev_sample
+        return latents
+
+    return run
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, and texts with the unconditional ones first."""
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    noise = torch.cat([torch.randn(1, 4, 8, 8, generator=each) for each in generators])
+    texts = [
+        torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(s)) for s in (9, 9, 0, 1)
+    ]
+    return noise, torch.cat(texts)
+
+
+@pytest.fixture
+def bare(unet: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, **OPTIONS)
+    return unet
+
+
+def test_equals_the_pipeline(make, loop, gate):
+    pipe = make("unet")
+    diffcache.wrap(pipe, **OPTIONS)
+    noise, texts = inputs()
+    wanted = pipe(
+        prompt_embeds=texts[2:],
+        negative_prompt_embeds=texts[:2],
+        guidance_scale=5.0,
+        latents=noise,
+        num_inference_steps=STEPS,
+        output_type="latent",
+    ).images
+    mask = diffcache.report(pipe).mask
+    diffcache.unwrap(pipe)
+    diffcache.wrap(pipe.unet, scheduler=pipe.scheduler, **OPTIONS)
+    assert torch.equal(loop(pipe), wanted)
+    assert diffcache.report(pipe.unet).mask.tolist() == mask.tolist()
+    assert not mask.all()
+
+
+def test_never_skipping_and_unwrap(unet, loop, gate):
+    plain = loop(unet)
+    before = set(vars(unet.unet))
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, tolerance=0)
+    assert torch.equal(loop(unet), plain)
+    diffcache.unwrap(unet.unet)
+    assert type(unet.scheduler) is DDIMScheduler
+    assert set(vars(unet.unet)) == before
+    assert torch.equal(loop(unet), plain)
+
+
+@pytest.mark.parametrize("timetable", [True, False], ids=["set_timesteps", "rising timestep"])
+@pytest.mark.parametrize("stop", [None, 7], ids=["finished", "abandoned"])
+def test_second_loop_starts_afresh(bare, loop, gate, stop, timetable):
+    wanted = loop(bare)
+    mask = diffcache.report(bare.unet).mask.tolist()
+    loop(bare, stop=stop)
+    assert torch.equal(loop(bare, timetable=timetable), wanted)
+    report = diffcache.report(bare.unet)
+    assert report.mask.tolist() == mask
+    assert report.steps == STEPS
+    assert report.compute_fraction < 1
+
+
+def test_exception_in_the_loop(bare, loop):
+    wanted = loop(bare)
+    hook = bare.unet.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop(bare)
+    hook.remove()
+    assert torch.equal(loop(bare), wanted)
+
+
+def test_request_reaches_the_loop(bare, loop):
+    with diffcache.request(tolerance=None) as request:
+        loop(bare)
+    assert request.report.compute_fraction == 1
+    loop(bare)
+    assert diffcache.report(bare.unet).compute_fraction < 1
+
+
+def test_wrapped_restores_a_bare_denoiser(bare, loop):
+    loop(bare)
+    mask = diffcache.report(bare.unet).mask.tolist()
+    with diffcache.wrapped(bare.unet, "interval", every=3, scheduler=bare.scheduler):
+        loop(bare)
+        assert diffcache.report(bare.unet).timeline() == "████··█··█··█··█"
+    loop(bare)
+    assert diffcache.report(bare.unet).mask.tolist() == mask
+
+
+def test_finished_loop_holds_no_memory(bare, loop):
+    seen: list[Any] = []
+    bare.unet.register_forward_hook(
+        lambda module, args, output: seen.append(weakref.ref(output.sample))
+    )
+    loop(bare)
+    gc.collect()
+    assert seen and not any(reference() is not None for reference in seen)
+    assert diffcache.report(bare.unet).cache_bytes > 0
+
+
+def test_wrapped_denoiser_and_scheduler_are_freed(unet, loop):
+    denoiser, scheduler = unet.unet, unet.scheduler
+    diffcache.wrap(denoiser, scheduler=scheduler, **OPTIONS)
+    loop(unet)
+    references = [weakref.ref(denoiser), weakref.ref(scheduler)]
+    unet.register_modules(unet=None, scheduler=None)
+    del denoiser, scheduler
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]

@@ -1,0 +1,141 @@
+"""wrap, unwrap, wrapped, request, report, and the switch that turns it all off."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+import diffcache
+from diffcache import api
+
+
+def timeline(pipe: Any, generate: Any) -> str:
+    generate(pipe)
+    return diffcache.report(pipe).timeline()
+
+
+EVERY_3 = "████··█··█·█"
+EVERY_4 = "███·█···█··█"
+
+
+def test_wrapping_again_replaces(pipe, generate, gate):
+    plain, kind = generate(pipe), type(pipe)
+    assert diffcache.wrap(pipe, "interval", every=3) is pipe
+    assert timeline(pipe, generate) == EVERY_3
+    assert diffcache.wrap(pipe, "interval", every=4) is pipe
+    assert timeline(pipe, generate) == EVERY_4
+    assert diffcache.unwrap(pipe) is pipe
+    assert type(pipe) is kind
+    assert torch.equal(generate(pipe), plain)
+
+
+def test_unwrap_of_a_plain_pipeline_is_nothing(pipe, generate):
+    kind, plain = type(pipe), generate(pipe)
+    assert diffcache.unwrap(diffcache.unwrap(pipe)) is pipe
+    assert type(pipe) is kind
+    assert torch.equal(generate(pipe), plain)
+
+
+def test_wrapped_restores_a_plain_pipeline(pipe, generate):
+    kind, plain = type(pipe), generate(pipe)
+    with diffcache.wrapped(pipe, "interval", every=3) as inside:
+        assert inside is pipe
+        assert timeline(pipe, generate) == EVERY_3
+    assert type(pipe) is kind
+    assert torch.equal(generate(pipe), plain)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("mine")], ids=["leaving", "raising"])
+def test_wrapped_restores_what_was_wrapped(pipe, generate, error):
+    diffcache.wrap(pipe, "interval", every=4)
+    try:
+        with diffcache.wrapped(pipe, "interval", every=3):
+            assert timeline(pipe, generate) == EVERY_3
+            if error:
+                raise error
+    except RuntimeError as found:
+        assert found is error
+    assert timeline(pipe, generate) == EVERY_4
+
+
+def test_wrapped_that_refuses_changes_nothing(pipe, generate):
+    diffcache.wrap(pipe, "interval", every=4)
+    with pytest.raises(ValueError, match="no option"), diffcache.wrapped(pipe, evry=3):
+        pass
+    assert timeline(pipe, generate) == EVERY_4
+
+
+def test_request_collects_reports(pipe, generate):
+    diffcache.wrap(pipe, "interval", every=4)
+    with diffcache.request(every=3) as request:
+        generate(pipe)
+        with diffcache.request(every=2) as inner:
+            generate(pipe)
+        generate(pipe, steps=20)
+    generate(pipe)
+    assert [report.steps for report in request.reports] == [12, 20]
+    assert [report.timeline() for report in inner.reports] == ["███·█·█·█·██"]
+    assert request.reports[0].timeline() == EVERY_3
+    assert request.report is request.reports[-1]
+    assert diffcache.report(pipe).timeline() == EVERY_4
+
+
+def test_request_collects_an_interrupted_generation(pipe, generate):
+    def callback(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    diffcache.wrap(pipe, "interval", every=4)
+    with diffcache.request(every=3) as request:
+        with pytest.raises(KeyboardInterrupt):
+            generate(pipe, callback_on_step_end=callback)
+        assert request.report.steps == 1
+    assert timeline(pipe, generate) == EVERY_4
+
+
+def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
+    plain, kind = generate(pipe), type(pipe)
+    api._say_disabled.cache_clear()
+    monkeypatch.setenv("DIFFCACHE_DISABLE", "1")
+    with caplog.at_level(logging.WARNING, logger="diffcache"):
+        for _ in range(3):
+            assert diffcache.wrap(pipe, "interval", every=3) is pipe
+    assert [record.message for record in caplog.records] == [
+        "DIFFCACHE_DISABLE=1: diffcache.wrap leaves everything as it is"
+    ]
+    assert type(pipe) is kind
+    assert torch.equal(generate(pipe), plain)
+    assert "DIFFCACHE_DISABLE=1" in diffcache.report(pipe).notes[0]
+    with pytest.raises(ValueError, match="no option"):
+        diffcache.wrap(pipe, "interval", evry=3)
+
+    monkeypatch.delenv("DIFFCACHE_DISABLE")
+    diffcache.wrap(pipe, "interval", every=3)
+    assert timeline(pipe, generate) == EVERY_3
+    diffcache.unwrap(pipe)
+    with pytest.raises(ValueError, match="is not wrapped"):
+        diffcache.report(pipe)
+
+
+def test_catalogue_names_what_wrap_takes(pipe, generate):
+    catalogue = diffcache.methods()
+    assert {"adaptive", "interval", "fbcache", "adaptivediffusion"} <= set(catalogue)
+    assert all(catalogue.values())
+    for name in catalogue:
+        try:
+            diffcache.wrap(pipe, name)
+        except ValueError as refusal:
+            assert "UNet2DConditionModel has no" in str(refusal) and hasattr(pipe, "unet")
+            continue
+        assert generate(pipe).isfinite().all()
+        assert diffcache.report(pipe).method == name
+    assert "ye2024adaptivediffusion" in diffcache.cite()
+
+
+def test_report_reads_well(pipe, generate):
+    diffcache.wrap(pipe, "interval", every=3)
+    generate(pipe)
+    text = str(diffcache.report(pipe))
+    assert "interval: 28 of 48 row-steps computed (58%)" in text
+    assert EVERY_3 in text
+    assert "first 2, policy 6, protect 6, skip 10" in text
