@@ -42,6 +42,7 @@ class Generation:
         self.handlers: dict[int, Callable] = {}
         self.broken = False
         self.steps_seen = 0
+        self.masks: list[list[bool]] = []
         self._started = time.perf_counter()
 
     @property
@@ -89,8 +90,7 @@ class Generation:
             with self._survive():
                 turn = self._turn(attachment, invoke, names, args, kwargs)
         if turn is None:
-            self.report.calls += 1
-            return invoke(*args, **kwargs)
+            return self._plainly(invoke, args, kwargs)
         before = turn.lane.snapshot() if self._unchecked(attachment, turn) else None
         with self._survive():
             output = attachment.run(turn)
@@ -98,7 +98,15 @@ class Generation:
                 output = self._check(attachment, turn, before, output)
             self._account(turn)
             return output
+        return self._plainly(invoke, args, kwargs)
+
+    def _plainly(self, invoke: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Computes a call that no run serves."""
+        sample = next(iter(tensor_leaves((args, kwargs))), None)
+        rows = sample.shape[0] if sample is not None and sample.ndim else 1
         self.report.calls += 1
+        self.report.computed += rows
+        self.report.total += rows
         return invoke(*args, **kwargs)
 
     def _turn(
@@ -127,6 +135,11 @@ class Generation:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
+        if run.index and not lane.histories and not run.full:
+            self.report.note(
+                "a call after the first step continued no earlier one (other conditioning, shape "
+                "or denoiser, or an output without a batch axis) and was computed"
+            )
         return Turn(run, lane, invoke, args, kwargs, sample.shape[0])
 
     def _signature_of(self, attachment: Any, turn: Turn) -> Hashable:
@@ -177,24 +190,28 @@ class Generation:
         """Closes the books and lets go of all memory."""
         report = self.report
         report.seconds = time.perf_counter() - self._started
-        for run in self.runs:
-            report.trace.extend(run.trace)
-            if run.full:
-                report.note(f"computed in full: {run.full}; force=True skips all the same")
-        masks = [mask for run in self.runs for mask in run.masks]
-        if masks and all(len(mask) == len(masks[0]) for mask in masks):
-            report.mask = torch.tensor(masks)
-        report.steps = len(masks)
+        self._close_runs()
+        if self.masks and all(len(mask) == len(self.masks[0]) for mask in self.masks):
+            report.mask = torch.tensor(self.masks)
+        report.steps = len(self.masks)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")
         if report.total and report.computed == report.total:
             report.note("nothing was skipped")
-        self.runs.clear()
         return report
+
+    def _close_runs(self) -> None:
+        """Takes the books of the runs over and lets go of their memory."""
+        for run in self.runs:
+            self.report.trace.extend(run.trace)
+            self.masks.extend(run.masks)
+            if run.full:
+                self.report.note(f"computed in full: {run.full}; force=True skips all the same")
+        self.runs.clear()
 
     def _give_up(self, why: str) -> None:
         self.broken = True
-        self.runs.clear()
+        self._close_runs()
         self.report.note(f"the cache was given up and everything computed from there: {why}")
 
     def _survive(self) -> _Survival:

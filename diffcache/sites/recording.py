@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,18 @@ class Described:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A block's call in the recorded pass; what passed is kept of the blocks that border others."""
+
+    block: nn.Module
+    described: Described
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    kept: bool = False
+
+
+@dataclass(frozen=True)
 class Role:
     """What a block does when the stack is bypassed."""
 
@@ -68,12 +80,17 @@ class Recording:
     identity: that is how the input of a list is known without any table of models.
     """
 
-    def __init__(self, lists: list[list[nn.Module]]) -> None:
+    def __init__(self, lists: list[list[nn.Module]], head: int, tail: int) -> None:
         self.lists = lists
+        self.head, self.tail = head, tail
         self.plan: Plan | None = None
         self.blind = False
         self._where = {id(block): i for i, blocks in enumerate(lists) for block in blocks}
-        self._order: list[nn.Module] = []
+        self.calls: list[Call] = []
+        # Activations of a whole stack would not fit beside it; blocks are called as defined.
+        self._border = {
+            id(block) for block in self._borders([b for blocks in lists for b in blocks])
+        }
         self._last: tuple[int, list[Any]] | None = None
         self._ties: list[dict[int, str]] = [{} for _ in lists]
         self._names = [Names(blocks[0].forward) for blocks in lists]
@@ -88,24 +105,38 @@ class Recording:
                     if isinstance(leaf, Tensor) and value is leaf:
                         self._ties[index][position] = name
         output = plain(*args, **kwargs)
-        self._order.append(block)
+        described = self.describe(output)
+        if id(block) in self._border:
+            self.calls.append(Call(block, described, args, kwargs, output, kept=True))
+        else:
+            self.calls.append(Call(block, described))
         self._last = (index, leaves(output))
         return output
 
-    def settle(self, head: int, tail: int) -> None:
+    def _borders(self, order: list[nn.Module]) -> list[nn.Module]:
+        """The blocks where a head, or what is bypassed of a list, begins or ends."""
+        bypassed = order[self.head : len(order) - self.tail]
+        ends = [*order[: self.head][:1], *order[: self.head][-1:]]
+        for index in range(len(self.lists)):
+            chain = [block for block in bypassed if self._where[id(block)] == index]
+            ends += [*chain[:1], *chain[-1:]]
+        return ends
+
+    def settle(self) -> None:
         """Makes the plan from the pass just recorded."""
         self._last = None
-        if not self._order or len(set(map(id, self._order))) != len(self._order):
+        order = [call.block for call in self.calls]
+        if not order or len(set(map(id, order))) != len(order):
             self.blind = True
             return
-        stop = len(self._order) - tail
+        head, stop = self.head, len(order) - self.tail
         roles: dict[int, Role] = {}
-        for number, block in enumerate(self._order[:head]):
+        for number, block in enumerate(order[:head]):
             index = self._where[id(block)]
             roles[id(block)] = Role(
                 "head", index, first_head=number == 0, last_head=number == head - 1
             )
-        bypassed = self._order[head:stop]
+        bypassed = order[head:stop]
         sinks = []
         for index in range(len(self.lists)):
             chain = [block for block in bypassed if self._where[id(block)] == index]
@@ -116,6 +147,8 @@ class Recording:
                     "bypassed", index, source=block is chain[0], sink=block is chain[-1]
                 )
         self.plan = Plan(roles, tuple(sinks))
+        if not {id(block) for block in self._borders(order)} <= self._border:
+            self.calls.clear()
 
     def _bind(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
         return self._names[index](args, kwargs)
