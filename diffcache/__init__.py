@@ -25,7 +25,7 @@ __all__ = [
 def __getattr__(name: str):
     # Comparing needs image libraries that wrapping does not.
     if name == "compare":
-        from .compare import compare
+        from .comparing import compare
 
         return compare
     raise AttributeError(f"module 'diffcache' has no attribute {name!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tiny
-from .compare import compare
+from .comparing import compare
 from .plots import draw, new_figure, panel
 
 CALLS: dict[str, dict[str, Any]] = {"unet": {"guidance_scale": 3.0}, "dit": {}}

@@ -24,7 +24,7 @@ LAYERS = {
         "diffcache.__main__",
         "diffcache.api",
         "diffcache.cli",
-        "diffcache.compare",
+        "diffcache.comparing",
         "diffcache.comparison",
         "diffcache.demo",
         "diffcache.metrics",

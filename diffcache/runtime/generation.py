@@ -92,7 +92,7 @@ class Generation:
         if turn is None:
             return self._plainly(invoke, args, kwargs)
         before = turn.lane.snapshot() if self._unchecked(attachment, turn) else None
-        with self._survive():
+        with self._survive(turn):
             output = attachment.run(turn)
             if before is not None and turn.mask is not None and not turn.full and not turn.none:
                 output = self._check(attachment, turn, before, output)
@@ -214,15 +214,16 @@ class Generation:
         self._close_runs()
         self.report.note(f"the cache was given up and everything computed from there: {why}")
 
-    def _survive(self) -> _Survival:
-        return _Survival(self)
+    def _survive(self, turn: Turn | None = None) -> _Survival:
+        return _Survival(self, turn)
 
 
 class _Survival:
-    """Turns an error of ours into a note and a full computation; interrupts pass."""
+    """Turns an error of ours into a note and a full computation; the model's errors pass."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, turn: Turn | None) -> None:
         self.generation = generation
+        self.turn = turn
 
     def __enter__(self) -> None:
         return None
@@ -230,7 +231,7 @@ class _Survival:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
         if error is None or not isinstance(error, Exception):
             return False
-        if os.environ.get("DIFFCACHE_STRICT"):
+        if os.environ.get("DIFFCACHE_STRICT") or (self.turn is not None and self.turn.in_model):
             return False
         self.generation._give_up(f"{type(error).__name__}: {error}")
         return True

@@ -21,6 +21,8 @@ class Turn:
         rows: batch rows of the call.
         lane: the guidance branch that the call continues.
         mask: one bool a row, True = compute; None until a probe has been asked.
+        in_model: whether the denoiser's own code is running, with nothing of it replaced: what it
+            raises then it would raise in a plain pipeline too.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Turn:
         self._invoke = invoke
         self.computed_rows = 0
         self.ran = False
+        self.in_model = False
         self.mask: list[bool] | None = None
         self._settle(run.decide())
 
@@ -64,7 +67,17 @@ class Turn:
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
         self.ran = True
-        return self._invoke(*args, **kwargs)
+        self.in_model = args is self.args and kwargs is self.kwargs
+        output = self._invoke(*args, **kwargs)
+        self.in_model = False
+        return output
+
+    def compute(self, part: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Runs a part of the denoiser with the arguments that the denoiser gives it."""
+        self.in_model = True
+        output = part(*args, **kwargs)
+        self.in_model = False
+        return output
 
     @property
     def full(self) -> bool:

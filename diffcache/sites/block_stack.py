@@ -122,20 +122,29 @@ class _BlockStackAttachment(Attachment):
         return self.fallback.run(turn)
 
     def _serve(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
-        turn, plan = self.turn, self.recording.plan
+        turn = self.turn
         if turn is None:
             return plain(*args, **kwargs)
+        turn.in_model = False
+        output = self._play(block, plain, args, kwargs)
+        turn.in_model = turn.mask is None or turn.full
+        return output
+
+    def _play(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        """What stands for a call of `block` in the plan."""
+        turn, plan = self.turn, self.recording.plan
+        compute = partial(turn.compute, plain)
         if plan is None:
-            return self.recording.record(block, plain, args, kwargs)
+            return self.recording.record(block, compute, args, kwargs)
         role = plan.roles.get(id(block))
         if role is None:
-            return plain(*args, **kwargs)
+            return compute(*args, **kwargs)
         if role.kind == "head":
-            return self._probe(role, plain, args, kwargs)
+            return self._probe(role, compute, args, kwargs)
         if role.source:
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
-            output = plain(*args, **kwargs)
+            output = compute(*args, **kwargs)
             turn.lane.memory[("output", id(block))] = self.recording.describe(output)
         elif turn.none:
             described = turn.lane.memory[("output", id(block))]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,13 +219,3 @@ def _with_options(entry: Any) -> tuple[str | Method, dict[str, Any]]:
         f"{entry!r} among methods is neither a name, a Method, nor a pair with options; call "
         "compare(pipe, prompts, methods=['adaptive', ('adaptive', {'tolerance': 0.04})])"
     )
-
-
-class _CallableModule(ModuleType):
-    """Importing this module binds it to `diffcache.compare`, over the function of that name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Comparison:
-        return compare(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
