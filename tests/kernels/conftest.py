@@ -48,7 +48,10 @@ def triton_engine(request, monkeypatch):
 def _use(name, monkeypatch):
     device, implementation = name.split("-")
     if name == "cpu-triton" and IMPORTED_EARLY:
-        pytest.fail("triton was imported before TRITON_INTERPRET=1 was set, by an earlier test")
+        pytest.fail(
+            "triton was imported before TRITON_INTERPRET=1 was set; diffusers imports it too, so "
+            "set the variable before the first import of diffusers, or outside of pytest"
+        )
     for module in ("difference", "combination"):
         monkeypatch.setattr(
             f"diffcache.kernels.{module}.uses_triton", lambda device: implementation == "triton"

@@ -6,7 +6,7 @@ import torch
 
 from diffcache import kernels
 
-WEIGHTS = (2.0, -1.5, 0.75, -0.3, 1.1, -0.01, 3.0, 0.2)
+WEIGHTS = (1.7, -1.5, 0.75, -0.3, 1.1, -0.01, 3.0, 0.2)
 
 SHAPES = [(1, 1), (3,), (8, 3), (2, 17, 5), (5, 3, 2, 1, 7), (1, 2, 33, 65)]
 # Relative error of one rounding to the dtype; all else is fp32.
@@ -103,6 +103,18 @@ def test_out_is_written_whole_and_its_surroundings_not(
     assert buffer.isnan().sum() == buffer.numel() - out.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_id)
+@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("weights", ["shared", "per-row"])
+@pytest.mark.parametrize("shape", [(2, 3, 50)], ids=shape_id)
+def test_half_precision_accumulates_in_single(engine, operand, naive, shape, weights, terms, dtype):
+    tensors = [operand(shape, dtype=dtype, device=engine.device) for _ in range(terms)]
+    weights = WEIGHTS[:terms] if weights == "shared" else operand((2, terms))
+    out = torch.full(shape, torch.nan, device=engine.device)
+    kernels.combine(tensors, weights, out=out)
+    assert_close(out, *naive.combine(tensors, weights), engine)
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("weights", ["shared", "per-row"])
 def test_out_may_be_an_input(engine, operand, position, weights):
@@ -192,7 +204,7 @@ def test_nothing_combines_to_nothing(engine, operand, shape, weight):
 def test_same_input_same_bits_and_inputs_stay(engine, operand, per_row):
     tensors = [operand((2, 3, 500), device=engine.device).requires_grad_() for _ in range(4)]
     before = [tensor.detach().clone() for tensor in tensors]
-    weights = operand((2, 4)) if per_row else WEIGHTS[:4]
+    weights = operand((2, 4)).requires_grad_() if per_row else WEIGHTS[:4]
     result = kernels.combine(tensors, weights)
     assert torch.equal(kernels.combine(tensors, weights), result)
     assert not result.requires_grad
