@@ -11,10 +11,10 @@ from .base import Method
 METHOD = Method(
     site=Output(),
     policy=ErrorBudget(tolerance=0.08),
-    predictor=Newton(order=1),
+    predictor=Newton(order=2),
     guards=Guards(protect=(3, 1), max_consecutive_skips=8),
     name="adaptive",
-    summary="Spends the measured error of a linear forecast, a third-order difference, from a "
+    summary="Spends the measured error of its own forecast, a third-order difference, from a "
     "budget, for each sample on its own.",
     paper=PAPER,
 )

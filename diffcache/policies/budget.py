@@ -16,14 +16,15 @@ class ErrorBudget(Policy):
     """Skips while the error predicted for the skipped steps sums to less than `tolerance`.
 
     Whenever a step is computed, the forecast that would have replaced it is compared with the
-    truth: for a forecast that is linear in the scheduler's coordinate this is the third-order
+    truth. For a forecast that is linear in the scheduler's coordinate this is the third-order
     difference of the latents of AdaptiveDiffusion (arXiv 2410.09873) with the scheduler's own
-    steps divided out. Error over growth is a rate; on the steps that follow, rate times growth is
-    the error that skipping would make.
+    steps divided out; for a quadratic one, the third-order difference of the predictions. Error
+    over growth is a rate; on the steps that follow, rate times growth is the error that skipping
+    would make, and the step's weight is how much of it reaches the sample.
 
     Args:
-        tolerance: relative error a sample may accumulate between two computed steps, or one such
-            number a sample; None or 0 computes every step.
+        tolerance: weighted relative error a sample may accumulate between two computed steps, or
+            one such number a sample; None or 0 computes every step.
         smoothing: weight of the newest measurement in the running rate, in (0, 1].
     """
 
@@ -44,7 +45,7 @@ class ErrorBudget(Policy):
         }
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[Tensor, State]:
-        spent = state["spent"] + state["rate"] * evidence.growth
+        spent = state["spent"] + step.weight * state["rate"] * evidence.growth
         # Asked this way round, a rate that was never measured (NaN) computes.
         compute = ~(spent < state["tolerance"])
         return compute, {**state, "spent": spent, "growth": evidence.growth}

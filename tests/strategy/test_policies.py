@@ -48,6 +48,13 @@ def test_budget_spends_rate_times_growth_until_the_tolerance():
     assert masks == [False, False, False, True]
 
 
+def test_budget_charges_a_step_by_how_far_it_moves_the_sample():
+    policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
+    state, evidence = measured(policy, 1, 0.06), ForecastError(vector(1.0))
+    assert policy.decide(Step(5, 50, weight=1.0), evidence, state)[0].tolist() == [False]
+    assert policy.decide(Step(5, 50, weight=2.0), evidence, state)[0].tolist() == [True]
+
+
 def test_budget_starts_afresh_for_the_samples_that_were_computed():
     policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
     state = measured(policy, 2, 0.04)
