@@ -91,7 +91,8 @@ class Generation:
                 turn = self._turn(attachment, invoke, names, args, kwargs)
         if turn is None:
             return self._plainly(invoke, args, kwargs)
-        before = turn.lane.snapshot() if self._unchecked(attachment, turn) else None
+        turn.proven = not self._unchecked(attachment, turn)
+        before = None if turn.proven else turn.lane.snapshot()
         with self._survive(turn):
             output = attachment.run(turn)
             if before is not None and turn.mask is not None and not turn.full and not turn.none:

@@ -21,6 +21,7 @@ class Turn:
         rows: batch rows of the call.
         lane: the guidance branch that the call continues.
         mask: one bool a row, True = compute; None until a probe has been asked.
+        proven: whether the denoiser is known to take gathered rows of such a call.
         in_model: whether the denoiser's own code is running, with nothing of it replaced: what it
             raises then it would raise in a plain pipeline too.
     """
@@ -33,7 +34,7 @@ class Turn:
         self._invoke = invoke
         self.computed_rows = 0
         self.ran = False
-        self.in_model = False
+        self.proven = self.in_model = False
         self.mask: list[bool] | None = None
         self._settle(run.decide())
 
@@ -67,7 +68,7 @@ class Turn:
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
         self.ran = True
-        self.in_model = args is self.args and kwargs is self.kwargs
+        self.in_model = self.proven or (args is self.args and kwargs is self.kwargs)
         output = self._invoke(*args, **kwargs)
         self.in_model = False
         return output

@@ -109,7 +109,7 @@ class _BlockStackAttachment(Attachment):
         """Stores what the recorded pass computed, as if its plan had been known from the start."""
         for call in self.recording.calls if self.recording.plan is not None else ():
             if call.kept:
-                self._serve(
+                self._play(
                     call.block, lambda *_, call=call, **__: call.output, call.args, call.kwargs
                 )
             else:

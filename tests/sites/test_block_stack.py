@@ -124,8 +124,10 @@ def test_first_block_cache_extremes(dit, generate, gate, count_calls):
     calls = count_calls(blocks_of(dit))
     diffcache.wrap(dit, "fbcache", threshold=1e9)
     assert generate(dit, steps=STEPS).isfinite().all()
-    assert calls[0] == 2 * STEPS
-    assert max(calls[1:]) <= 4
+    assert calls == [2 * STEPS, 2, 2, 2, 2]
+    report = diffcache.report(dit)
+    assert report.timeline() == "█" + "·" * (STEPS - 1)
+    assert report.computed == 4 and report.total == 4 * STEPS
 
 
 def test_first_block_cache_decides_for_each_sample(dit, generate, placeholders):

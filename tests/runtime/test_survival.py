@@ -1,0 +1,118 @@
+"""An error of diffcache's own costs no generation; the model's own errors pass unchanged."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import diffcache
+from diffcache.runtime.history import History
+from diffcache.runtime.run import Run
+
+
+@pytest.fixture
+def forgiving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DIFFCACHE_STRICT")
+
+
+def broken(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("a bug of ours")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(History, "append"), (Run, "decide"), (Run, "stepped"), (Run, "locate")],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+@pytest.mark.parametrize("method", ["adaptive", "interval", "fbcache"])
+def test_error_before_any_skip(pipe, generate, monkeypatch, forgiving, gate, method, owner, name):
+    if method == "fbcache" and hasattr(pipe, "unet"):
+        method = "third_order"
+    plain = generate(pipe)
+    diffcache.wrap(pipe, method)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        assert torch.equal(generate(pipe), plain)
+    notes = diffcache.report(pipe).notes
+    assert any("given up" in note and "RuntimeError: a bug of ours" in note for note in notes)
+    diffcache.wrap(pipe, "interval", every=4)
+    generate(pipe)
+    assert diffcache.report(pipe).compute_fraction < 1
+
+
+def test_error_of_a_forecast(pipe, generate, monkeypatch, forgiving):
+    """The first skip fails, so every step is computed after all."""
+    plain = generate(pipe)
+    diffcache.wrap(pipe, "interval", every=4)
+    monkeypatch.setattr(History, "forecast", broken)
+    assert torch.equal(generate(pipe), plain)
+    assert any("a bug of ours" in note for note in diffcache.report(pipe).notes)
+
+
+def test_error_in_the_middle_finishes(pipe, generate, monkeypatch, forgiving):
+    diffcache.wrap(pipe, "interval", every=4)
+    calls, plain = [], Run.decide
+
+    def decide(self: Run) -> Any:
+        calls.append(self.index)
+        return broken() if self.index == 9 else plain(self)
+
+    monkeypatch.setattr(Run, "decide", decide)
+    assert generate(pipe).isfinite().all()
+    report = diffcache.report(pipe)
+    assert calls[-1] == 9
+    assert report.compute_fraction < 1
+    assert any("a bug of ours" in note for note in report.notes)
+
+
+def test_strict_raises(pipe, generate, monkeypatch):
+    diffcache.wrap(pipe, "interval", every=4)
+    monkeypatch.setattr(History, "forecast", broken)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        generate(pipe)
+
+
+class Mine(Exception):
+    """An error of the user's model."""
+
+
+@pytest.mark.parametrize("method", ["adaptive", "interval", "fbcache"])
+@pytest.mark.parametrize("at", [0, 5], ids=["first call", "later call"])
+def test_error_of_the_model_passes(pipe, generate, forgiving, gate, method, at):
+    """Even one that would not come again: who raises to interrupt means it."""
+    if method == "fbcache" and hasattr(pipe, "unet"):
+        method = "third_order"
+    error, calls = Mine("stop"), []
+
+    def hook(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) == at + 1:
+            raise error
+
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    diffcache.wrap(pipe, method)
+    generate(pipe, cfg=False)
+    next(denoiser.children()).register_forward_pre_hook(hook)
+    with pytest.raises(Mine) as caught:
+        generate(pipe, cfg=False)
+    assert caught.value is error
+    assert len(calls) == at + 1
+    assert not any("given up" in note for note in diffcache.report(pipe).notes)
+
+
+def test_cache_that_outgrows_its_limit(pipe, generate):
+    plain = generate(pipe)
+    diffcache.wrap(pipe, "interval", every=4, max_cache_bytes=100)
+    assert torch.equal(generate(pipe), plain)
+    assert any("max_cache_bytes=100" in note for note in diffcache.report(pipe).notes)
+    diffcache.wrap(pipe, "interval", every=4, max_cache_bytes=10**9)
+    generate(pipe)
+    assert diffcache.report(pipe).compute_fraction < 1
+
+
+def test_tolerances_for_another_batch(pipe, generate, forgiving):
+    plain = generate(pipe, 3)
+    diffcache.wrap(pipe)
+    with diffcache.request(tolerance=[0.1, 0.2]) as request:
+        assert torch.equal(generate(pipe, 3), plain)
+    assert any("2 entries for a batch of 3" in note for note in request.report.notes)
