@@ -1,0 +1,119 @@
+"""Where in the scheduler's timetable a run begins, and how long it is."""
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionPipeline as StableDiffusion
+
+import diffcache
+from diffcache.runtime import generation
+from diffcache.runtime.run import Run
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Every run that is begun."""
+    begun: list[Run] = []
+
+    def begin(*args: Any) -> Run:
+        begun.append(Run(*args))
+        return begun[-1]
+
+    monkeypatch.setattr(generation, "Run", begin)
+    return begun
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.75, 1.0])
+@pytest.mark.parametrize("kind", ["ddim", "euler"])
+def test_image_to_image_begins_in_the_middle(unet, runs, gate, strength, kind):
+    pipe = StableDiffusionImg2ImgPipeline(**unet.components, requires_safety_checker=False)
+    if kind == "euler":
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8).repeat(2, 1, 1, 1)
+
+    def run() -> torch.Tensor:
+        seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        texts = torch.linspace(-1, 1, 2 * 7 * 32).reshape(2, 7, 32)
+        return pipe(
+            prompt_embeds=texts,
+            negative_prompt_embeds=-texts,
+            num_inference_steps=40,
+            generator=seeds,
+            output_type="latent",
+            image=image,
+            strength=strength,
+        ).images
+
+    plain = run()
+    diffcache.wrap(pipe, tolerance=0)
+    assert torch.equal(run(), plain)
+
+    steps = round(40 * strength)
+    diffcache.wrap(pipe, "interval", every=4)
+    assert run().isfinite().all()
+    report = diffcache.report(pipe)
+    assert report.steps == steps == runs[-1].total
+    assert runs[-1].begin == 40 - steps
+    assert [event.timestep for event in report.trace] == pipe.scheduler.timesteps[-steps:].tolist()
+    wanted = [i % 4 == 0 or i < 3 or i == steps - 1 for i in range(steps)]
+    assert report.mask[:, 0].tolist() == wanted
+
+
+class StepsACopy(StableDiffusion):
+    """Some pipelines step a copy of their scheduler."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mine = self.scheduler
+        set_timesteps = mine.set_timesteps
+
+        def set_and_copy(*inner: Any, **options: Any) -> Any:
+            set_timesteps(*inner, **options)
+            twin = copy.deepcopy(mine)
+            mine.__dict__["step"] = twin.step
+
+        mine.__dict__["set_timesteps"] = set_and_copy
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            del mine.__dict__["set_timesteps"], mine.__dict__["step"]
+
+
+def test_copied_scheduler_computes_everything_with_a_note(unet, generate, runs):
+    plain = generate(unet)
+    unet.__class__ = StepsACopy
+    assert torch.equal(generate(unet), plain)
+    diffcache.wrap(unet, "interval", every=4)
+    assert torch.equal(generate(unet), plain)
+    report = diffcache.report(unet)
+    assert any("no scheduler step was observed" in note for note in report.notes)
+    assert report.compute_fraction == 1
+    assert report.calls == 12
+    assert runs[-1].lanes.count <= 1
+
+
+@pytest.mark.parametrize("steps", [9, 17])
+def test_total_is_the_pipelines_own(pipe, generate, runs, steps):
+    diffcache.wrap(pipe, "interval", every=4)
+    generate(pipe, steps=steps)
+    assert (runs[-1].begin, runs[-1].total) == (0, steps)
+    assert pipe.num_timesteps == steps
+
+
+def test_step_count_of_the_last_call_does_not_linger(pipe, generate, runs):
+    diffcache.wrap(pipe, "interval", every=4)
+    generate(pipe, steps=20)
+    generate(pipe, steps=10)
+    assert [run.total for run in runs] == [20, 10]
+
+
+def test_coordinates_rise(pipe, generate, runs):
+    diffcache.wrap(pipe)
+    generate(pipe)
+    coordinates = runs[-1].coordinates
+    assert len(coordinates) == 12
+    assert all(a < b for a, b in pairwise(coordinates))
