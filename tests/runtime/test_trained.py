@@ -1,0 +1,64 @@
+"""The trained tiny pipelines: real pictures, and counts that add up."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import diffcache
+from diffcache import tiny
+
+PROMPTS = tiny.prompts[:2]
+STEPS = 25
+
+
+@pytest.fixture(scope="module", params=["unet", "dit"])
+def trained(request: pytest.FixtureRequest) -> Any:
+    pipe = tiny.pipeline(request.param)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pictures(pipe: Any) -> torch.Tensor:
+    guidance = {"guidance_scale": 3.0}
+    if hasattr(pipe, "transformer"):
+        guidance = {"true_cfg_scale": 3.0, "negative_prompt": [""] * len(PROMPTS)}
+    found = pipe(
+        list(PROMPTS),
+        height=64,
+        width=64,
+        num_inference_steps=STEPS,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))],
+        output_type="pt",
+        **guidance,
+    )
+    return found.images
+
+
+@pytest.fixture(scope="module")
+def plain(trained: Any) -> torch.Tensor:
+    return pictures(trained)
+
+
+@pytest.mark.parametrize("method", ["adaptive", "interval", "third_order"])
+def test_pictures_are_close_and_counts_add_up(trained, plain, method):
+    with diffcache.wrapped(trained, method):
+        found = pictures(trained)
+        report = diffcache.report(trained)
+    assert found.shape == plain.shape and found.isfinite().all()
+    error = (found - plain).square().flatten(1).mean(1)
+    assert (-10 * error.clamp(min=1e-12).log10() > 20).all()
+    assert report.total == 4 * STEPS
+    assert report.computed == 2 * int(report.mask.sum())
+    assert report.steps == len(report.trace) == len(report.mask) == STEPS
+    assert report.mask[:3].all() and report.mask[-1].all()
+    if method != "third_order":
+        assert report.compute_fraction < 0.9
+        assert not torch.equal(found, plain)
+    assert torch.equal(pictures(trained), plain)
+
+
+def test_never_skipping_is_bit_identical(trained, plain):
+    with diffcache.wrapped(trained, tolerance=0):
+        assert torch.equal(pictures(trained), plain)
+        assert diffcache.report(trained).compute_fraction == 1
