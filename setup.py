@@ -17,7 +17,7 @@ KERNELS = "diffcache.kernels"
 
 DEMO = ["matplotlib>=3.7"]
 DEV = ["build>=1.0", "ruff>=0.12"]
-TRITON = ['triton>=3.0; platform_system == "Linux"']
+TRITON = ['triton>=3.3; platform_system == "Linux"']
 TEST = [
     *DEMO,
     *TRITON,

@@ -1,16 +1,16 @@
 """Play back given decisions."""
 
 from diffcache.policies import Mask
-from diffcache.predictors import Newton
 from diffcache.runtime.guards import Guards
 from diffcache.sites import Output
 
+from . import adaptive
 from .base import Method
 
 METHOD = Method(
     site=Output(),
     policy=Mask(mask=((True,),)),
-    predictor=Newton(order=1),
+    predictor=adaptive.METHOD.predictor,
     guards=Guards.none(),
     name="mask",
     summary="Computes the steps of a given mask; diffcache.wrap(pipe, mask=report.mask).",

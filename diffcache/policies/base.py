@@ -42,14 +42,13 @@ class NoEvidence(Evidence):
 
 @dataclass(frozen=True)
 class ForecastError(Evidence):
-    """How far from its anchors a forecast of this step would reach.
+    """The relative error ‖truth − forecast‖ / ‖truth‖ that forecasting this step would make.
 
     Attributes:
-        growth: the modelled size of the forecast's error at this step for a unit error rate; NaN
-            where no forecast can be made.
+        predicted: from the errors measured at computed steps; NaN where none was measured yet.
     """
 
-    growth: Tensor
+    predicted: Tensor
 
 
 @dataclass(frozen=True)

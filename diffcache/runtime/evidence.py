@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import isnan, nan
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from diffcache.predictors import Predictor
 from .history import History
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
+
+# Weight of the newest measurement in a running rate: errors of one step are noisy, and rates drift.
+_NEWEST = 0.7
 
 
 class Collector(ABC):
@@ -52,39 +56,78 @@ class NothingCollected(Collector):
 
 
 class ForecastErrorCollector(Collector):
-    """The embedded error: guided predictions really computed, against their forecast."""
+    """The embedded error: guided predictions really computed, against their forecasts.
+
+    Error over growth is a rate, which changes slowly. Rate times growth is the error predicted for
+    a step, by each alternative of the predictor; the least decides which one forecasts.
+
+    Attributes:
+        choice: the alternative `[samples]` that each sample's forecasts take.
+    """
 
     def __init__(self, samples: int, predictor: Predictor) -> None:
         super().__init__(samples, predictor)
         self.history = History(predictor.anchors)
-
-    def _at(self, time: float, step: int) -> float:
-        return time if self.predictor.coordinate == "noise" else float(step)
+        self.alternatives = predictor.alternatives
+        self.choice = [0] * samples
+        # Plain numbers, by alternative and sample: tensors this small cost more than they do.
+        self._rates = [[nan] * samples for _ in self.alternatives]
+        self._growths = self._rates
 
     def before(self, time: float, step: int) -> ForecastError:
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
-        return ForecastError(self.history.growth(self.predictor, self._at(time, step)))
+        self._growths = [
+            self.history.growth(p, time if p.coordinate == "noise" else float(step))
+            for p in self.alternatives
+        ]
+        least = []
+        for sample in range(self.samples):
+            predicted = [
+                rates[sample] * growths[sample]
+                for rates, growths in zip(self._rates, self._growths, strict=True)
+            ]
+            known = [number for number, error in enumerate(predicted) if not isnan(error)]
+            self.choice[sample] = min(known, key=predicted.__getitem__, default=0)
+            least.append(predicted[self.choice[sample]])
+        return ForecastError(torch.tensor(least, dtype=torch.float64))
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> Tensor:
-        error = self._unknown
+        errors = None
         if any(computed) and self.history.fits([prediction]):
-            error = self._measure(time, step, prediction)
+            errors = self._measure(time, step, prediction)
+            self._learn(errors, computed)
         self.history.append([prediction], time, step, None if all(computed) else computed)
-        return error
+        if errors is None:
+            return self._unknown
+        taken = [errors[choice][sample] for sample, choice in enumerate(self.choice)]
+        return torch.tensor(taken, dtype=torch.float64)
 
-    def _measure(self, time: float, step: int, truth: Tensor) -> Tensor:
-        weights = -self.history.weights(self.predictor, self._at(time, step))
-        anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
-        coefficients = (
-            [1.0, *weights[0].tolist()]
-            if len(weights) == 1
-            else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), weights], 1)
-        )
-        found = latent_difference([truth, *anchors], coefficients)
-        return (found.sq_difference / found.sq_reference).double().cpu().sqrt()
+    def _learn(self, errors: list[list[float]], computed: Sequence[bool]) -> None:
+        for rates, growths, found in zip(self._rates, self._growths, errors, strict=True):
+            for sample in range(self.samples):
+                measured = found[sample] / growths[sample] if growths[sample] else nan
+                if computed[sample] and not isnan(measured):
+                    old = measured if isnan(rates[sample]) else rates[sample]
+                    rates[sample] = old + _NEWEST * (measured - old)
+
+    def _measure(self, time: float, step: int, truth: Tensor) -> list[list[float]]:
+        """Relative error of each alternative's forecast, for each sample; one synchronisation."""
+        ratios = []
+        for predictor in self.alternatives:
+            t = time if predictor.coordinate == "noise" else float(step)
+            weights = -self.history.weights(predictor, t)
+            anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
+            coefficients = (
+                [1.0, *weights[0].tolist()]
+                if len(weights) == 1
+                else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), weights], 1)
+            )
+            found = latent_difference([truth, *anchors], coefficients)
+            ratios.append(found.sq_difference / found.sq_reference)
+        return torch.stack(ratios).sqrt().tolist()
 
     @property
     def bytes(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from math import nan
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from diffcache.predictors import Predictor
 
 Clock = tuple[tuple[float, ...], ...]
-Rule = Callable[[Predictor, Clock, float], Tensor]
 
 
 class Anchor(NamedTuple):
@@ -30,11 +30,13 @@ def _weights(predictor: Predictor, clock: Clock, t: float) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _growth(predictor: Predictor, clock: Clock, t: float) -> Tensor:
+def _growth(predictor: Predictor, clock: Clock, t: float) -> tuple[float, ...]:
     times = torch.tensor(clock, dtype=torch.float64)
     if times.shape[1] < predictor.anchors:
-        return torch.full((len(times), 1), float("nan"), dtype=torch.float64)
-    return predictor.growth(times, torch.full((len(times),), t, dtype=torch.float64))[:, None]
+        return (nan,) * len(times)
+    return tuple(
+        predictor.growth(times, torch.full((len(times),), t, dtype=torch.float64)).tolist()
+    )
 
 
 class History:
@@ -126,40 +128,59 @@ class History:
             kept = self.anchors[row] if row in moved else self.anchors[row][1:]
             self.anchors[row] = [anchor, *kept[: self.capacity - 1]]
 
-    def _by_rows(self, rule: Rule, predictor: Predictor, t: float) -> Tensor:
-        """`rule(predictor, clock, t)` for every row, `[rows, n]`; `[1, n]` where all rows agree.
+    def _clocks(self, predictor: Predictor) -> Iterator[tuple[list[int], Clock]]:
+        """Rows that have as many of the predictor's anchors as each other, and those anchors.
 
-        Rows that have fewer anchors than others are served apart, and padded with zeros.
+        Where the anchors of all rows agree, those of the first stand for all.
         """
         which = 0 if predictor.coordinate == "noise" else 1
+        depth = predictor.anchors
+        if self.level:
+            yield [0], (tuple(anchor[which] for anchor in self.anchors[0][:depth]),)
+            return
         groups: dict[int, list[int]] = {}
-        for row, anchors in enumerate(self.anchors[:1] if self.level else self.anchors):
-            groups.setdefault(min(len(anchors), predictor.anchors), []).append(row)
-        results = []
+        for row, anchors in enumerate(self.anchors):
+            groups.setdefault(min(len(anchors), depth), []).append(row)
         for count, members in groups.items():
-            clock = tuple(tuple(a[which] for a in self.anchors[r][:count]) for r in members)
-            results.append(rule(predictor, clock, t))
-        if len(results) == 1:
-            return results[0]
-        padded = torch.zeros(self.rows, max(r.shape[1] for r in results), dtype=torch.float64)
-        for members, result in zip(groups.values(), results, strict=True):
-            padded[members, : result.shape[1]] = result
-        return padded
+            yield members, tuple(tuple(a[which] for a in self.anchors[r][:count]) for r in members)
 
     def weights(self, predictor: Predictor, t: float) -> Tensor:
-        """The predictor's weights at `t` `[rows, anchors]`, or `[1, anchors]` for all rows."""
-        return self._by_rows(_weights, predictor, t)
+        """The predictor's weights at `t` `[rows, anchors]`, or `[1, anchors]` for all rows.
 
-    def growth(self, predictor: Predictor, t: float) -> Tensor:
-        """The predictor's growth at `t` `[rows]`, NaN for rows short of anchors."""
-        return self._by_rows(_growth, predictor, t)[:, 0].expand(self.rows)
+        Rows with fewer anchors than others are padded with zeros.
+        """
+        found = [(rows, _weights(predictor, clock, t)) for rows, clock in self._clocks(predictor)]
+        if len(found) == 1:
+            return found[0][1]
+        padded = torch.zeros(self.rows, max(w.shape[1] for _, w in found), dtype=torch.float64)
+        for rows, weights in found:
+            padded[rows, : weights.shape[1]] = weights
+        return padded
 
-    def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
-        """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
-        weights = self.weights(predictor, t)
+    def growth(self, predictor: Predictor, t: float) -> list[float]:
+        """The predictor's growth at `t` of each row, NaN for rows short of anchors."""
+        grown = [nan] * self.rows
+        for rows, clock in self._clocks(predictor):
+            values = _growth(predictor, clock, t)
+            if self.level:
+                return list(values) * self.rows
+            for row, value in zip(rows, values, strict=True):
+                grown[row] = value
+        return grown
+
+    def forecast(self, predictors: Sequence[Predictor], t: float) -> list[Tensor]:
+        """Forecasts of every leaf `[rows, ...]` at `t`, by one predictor for all or one a row."""
+        kinds = list(dict.fromkeys(predictors))
+        weights = self.weights(kinds[0], t)
+        if len(kinds) > 1:
+            options = {kind: self.weights(kind, t).expand(self.rows, -1) for kind in kinds}
+            width = max(option.shape[1] for option in options.values())
+            weights = torch.zeros(self.rows, width, dtype=torch.float64)
+            for row, kind in enumerate(predictors):
+                weights[row, : options[kind].shape[1]] = options[kind][row]
         depth = weights.shape[1]
         return [
-            predictor.predict([slot[index] for slot in self.slots[:depth]], weights)
+            kinds[0].predict([slot[index] for slot in self.slots[:depth]], weights)
             for index in range(len(self.slots[0]))
         ]
 

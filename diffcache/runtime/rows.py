@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
@@ -76,7 +78,7 @@ def take(tree: Any, rows: int, index: Tensor) -> Any:
     return pick(tree)
 
 
-def samples_to_rows(values: list[bool], rows: int) -> list[bool]:
+def samples_to_rows(values: list[T], rows: int) -> list[T]:
     """Per-sample `values` as per-row values: row r is sample r mod samples."""
     return values if len(values) == rows else values * (rows // len(values))
 

@@ -26,7 +26,7 @@ def test_error_is_truth_against_forecast_for_each_sample(order):
     computed_rows = torch.rand(10, 3, generator=torch.Generator().manual_seed(2)) < 0.6
     computed_rows[: order + 1] = True
     for i, t in enumerate(times.tolist()):
-        computed = computed_rows[i]
+        computed = computed_rows[i].tolist()
         error = collector.after(t, i, truth[i], truth[i], computed)
         for sample in range(3):
             if len(kept[sample]) > order and computed[sample]:
@@ -52,7 +52,7 @@ def ratios(sigmas: torch.Tensor) -> torch.Tensor:
     for i in range(len(sigmas) - 1):
         latents.append(latents[-1] + truth[i] * float(sigmas[i + 1] - sigmas[i]))
     collector = collector_for(ForecastError, 1, Newton(1))
-    everyone = torch.ones(1, dtype=torch.bool)
+    everyone = [True]
     found = []
     for i, sigma in enumerate(sigmas[:-1].tolist()):
         error = collector.after(sigma, i, truth[i], latents[i + 1], everyone)

@@ -23,68 +23,49 @@ def vector(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def measured(policy: ErrorBudget, samples: int, rate: float) -> dict:
-    """A state in which the policy has seen `rate` at unit growth, nothing spent."""
-    state = policy.init(samples)
-    _, state = policy.decide(STEP, ForecastError(torch.ones(samples).double()), state)
-    everyone = torch.ones(samples, dtype=torch.bool)
-    return policy.observe(STEP, torch.full((samples,), rate).double(), everyone, state)
+def predicting(*errors: float) -> ForecastError:
+    return ForecastError(vector(*errors))
 
 
-def test_budget_computes_until_an_error_was_measured():
+def test_budget_computes_while_an_error_cannot_be_predicted():
     policy = ErrorBudget(tolerance=100.0)
-    state = policy.init(2)
-    mask, state = policy.decide(STEP, ForecastError(vector(1e-9, 1e-9)), state)
-    assert mask.tolist() == [True, True]
+    mask, _ = policy.decide(STEP, predicting(float("nan"), 1.0), policy.init(2))
+    assert mask.tolist() == [True, False]
 
 
-def test_budget_spends_rate_times_growth_until_the_tolerance():
-    policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
-    state = measured(policy, 1, 0.02)
-    masks = []
-    for growth in (1.0, 1.5, 2.0, 3.0):
-        mask, state = policy.decide(STEP, ForecastError(vector(growth)), state)
+def test_budget_spends_predicted_errors_until_the_tolerance():
+    policy = ErrorBudget(tolerance=0.1)
+    state, masks = policy.init(1), []
+    for error in (0.02, 0.03, 0.04, 0.02):
+        mask, state = policy.decide(STEP, predicting(error), state)
         masks.append(bool(mask))
     assert masks == [False, False, False, True]
 
 
 def test_budget_charges_a_step_by_how_far_it_moves_the_sample():
-    policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
-    state, evidence = measured(policy, 1, 0.06), ForecastError(vector(1.0))
-    assert policy.decide(Step(5, 50, weight=1.0), evidence, state)[0].tolist() == [False]
-    assert policy.decide(Step(5, 50, weight=2.0), evidence, state)[0].tolist() == [True]
+    policy = ErrorBudget(tolerance=0.1)
+    state = policy.init(1)
+    assert policy.decide(Step(5, 50, weight=1.0), predicting(0.06), state)[0].tolist() == [False]
+    assert policy.decide(Step(5, 50, weight=2.0), predicting(0.06), state)[0].tolist() == [True]
 
 
 def test_budget_starts_afresh_for_the_samples_that_were_computed():
-    policy = ErrorBudget(tolerance=0.1, smoothing=1.0)
-    state = measured(policy, 2, 0.04)
-    _, state = policy.decide(STEP, ForecastError(vector(2.0, 2.0)), state)
-    state = policy.observe(STEP, vector(0.04, 0.04), torch.tensor([True, False]), state)
-    mask, _ = policy.decide(STEP, ForecastError(vector(1.0, 1.0)), state)
-    assert mask.tolist() == [False, True]
-
-
-def test_budget_ignores_the_error_of_samples_that_were_not_computed():
     policy = ErrorBudget(tolerance=0.1)
-    state = measured(policy, 2, 0.01)
-    before = state["rate"].clone()
-    _, state = policy.decide(STEP, ForecastError(vector(1.0, 1.0)), state)
-    state = policy.observe(STEP, vector(9.0, 9.0), torch.tensor([False, True]), state)
-    assert state["rate"][0] == before[0]
-    assert state["rate"][1] > before[1]
+    _, state = policy.decide(STEP, predicting(0.08, 0.08), policy.init(2))
+    state = policy.observe(STEP, vector(0.0, 0.0), torch.tensor([True, False]), state)
+    mask, _ = policy.decide(STEP, predicting(0.04, 0.04), state)
+    assert mask.tolist() == [False, True]
 
 
 def test_budget_has_a_tolerance_for_each_sample_and_none_computes():
     policy = ErrorBudget(tolerance=(0.5, 0.01, None))
-    state = measured(policy, 3, 0.02)
-    mask, _ = policy.decide(STEP, ForecastError(vector(1.0, 1.0, 1.0)), state)
+    mask, _ = policy.decide(STEP, predicting(0.02, 0.02, 0.02), policy.init(3))
     assert mask.tolist() == [False, True, True]
 
 
 def test_budget_of_zero_computes_even_where_the_error_is_zero():
     policy = ErrorBudget(tolerance=0.0)
-    mask, _ = policy.decide(STEP, ForecastError(vector(1.0)), measured(policy, 1, 0.0))
-    assert mask.tolist() == [True]
+    assert policy.decide(STEP, predicting(0.0), policy.init(1))[0].tolist() == [True]
 
 
 def test_tolerances_of_another_count_than_the_samples_are_named():
