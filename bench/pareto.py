@@ -31,10 +31,10 @@ import scenes  # noqa: E402
 
 SCHEDULERS = {"ddim": None, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
 GUIDANCE = {"unet": {"guidance_scale": 3.0}, "dit": {}}
-TOLERANCES = (0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.36, 0.5)
-DELTAS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08)
-INTERVALS = (2, 3, 4, 5)
-SHARES = (0.25, 1 / 3, 0.4, 0.5, 2 / 3)
+TOLERANCES = (0.03, 0.06, 0.12, 0.24, 0.48)
+DELTAS = (0.003, 0.01, 0.03)
+INTERVALS = (2, 3, 4)
+SHARES = (0.3, 1 / 3, 0.4, 0.5)
 BATCH = 16
 
 

@@ -1,7 +1,7 @@
 """diffcache's own method."""
 
 from diffcache.policies import ErrorBudget
-from diffcache.predictors import Best
+from diffcache.predictors import Newton
 from diffcache.runtime.guards import Guards
 from diffcache.sites import Output
 
@@ -11,10 +11,10 @@ from .base import Method
 METHOD = Method(
     site=Output(),
     policy=ErrorBudget(tolerance=0.08),
-    predictor=Best(orders=(1, 2)),
+    predictor=Newton(order=1),
     guards=Guards(protect=(3, 1), max_consecutive_skips=8),
     name="adaptive",
-    summary="Spends the measured error of its forecasts, a third-order difference, from a budget, "
+    summary="Spends the measured error of its forecast, a third-order difference, from a budget, "
     "for each sample on its own.",
     paper=PAPER,
 )

@@ -1,7 +1,7 @@
 """What stands in for a skipped value: linear combinations of values really computed."""
 
 from .base import Predictor
-from .newton import Best, Newton, Reuse, adams_bashforth
+from .newton import Newton, Reuse, adams_bashforth
 from .taylor import Hermite, Taylor
 
-__all__ = ["Best", "Hermite", "Newton", "Predictor", "Reuse", "Taylor", "adams_bashforth"]
+__all__ = ["Hermite", "Newton", "Predictor", "Reuse", "Taylor", "adams_bashforth"]

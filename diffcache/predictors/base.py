@@ -26,11 +26,6 @@ class Predictor(ABC):
     @abstractmethod
     def anchors(self) -> int: ...
 
-    @property
-    def alternatives(self) -> tuple[Predictor, ...]:
-        """The predictors among which measured errors choose, for each sample; just itself here."""
-        return (self,)
-
     @abstractmethod
     def coefficients(self, times: Tensor, t: Tensor) -> Tensor:
         """Weights `[rows, K]`, float64, of values computed at `times` `[rows, K]`, newest first.

@@ -49,34 +49,6 @@ class Reuse(Newton):
     order: int = 0
 
 
-@dataclass(frozen=True)
-class Best(Predictor):
-    """The polynomial of whichever of `orders` is predicted to err least, sample by sample.
-
-    High orders win on small gaps and lose on large ones; where the two meet is the sample's own.
-    Where nothing chooses, the first order is taken.
-    """
-
-    orders: tuple[int, ...] = (1, 2)
-
-    def __post_init__(self) -> None:
-        if not self.orders or len(set(self.orders)) != len(self.orders):
-            raise ValueError(f"orders={self.orders!r} needs distinct orders; try orders=(1, 2)")
-        for order in self.orders:
-            Newton(order)
-
-    @property
-    def anchors(self) -> int:
-        return max(self.orders) + 1
-
-    @property
-    def alternatives(self) -> tuple[Predictor, ...]:
-        return tuple(Newton(order) for order in self.orders)
-
-    def coefficients(self, times: Tensor, t: Tensor) -> Tensor:
-        return self.alternatives[0].coefficients(times, t)
-
-
 def adams_bashforth(steps: int) -> Newton:
     """AB-Cache's linear relation between `steps` consecutive outputs, for any grid.
 

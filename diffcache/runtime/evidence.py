@@ -56,78 +56,56 @@ class NothingCollected(Collector):
 
 
 class ForecastErrorCollector(Collector):
-    """The embedded error: guided predictions really computed, against their forecasts.
+    """The embedded error: guided predictions really computed, against their forecast.
 
-    Error over growth is a rate, which changes slowly. Rate times growth is the error predicted for
-    a step, by each alternative of the predictor; the least decides which one forecasts.
-
-    Attributes:
-        choice: the alternative `[samples]` that each sample's forecasts take.
+    Error over growth is a rate, which changes slowly; rate times growth is the error predicted for
+    a step.
     """
 
     def __init__(self, samples: int, predictor: Predictor) -> None:
         super().__init__(samples, predictor)
         self.history = History(predictor.anchors)
-        self.alternatives = predictor.alternatives
-        self.choice = [0] * samples
-        # Plain numbers, by alternative and sample: tensors this small cost more than they do.
-        self._rates = [[nan] * samples for _ in self.alternatives]
+        # Plain numbers, one a sample: tensors this small cost more than they do.
+        self._rates = [nan] * samples
         self._growths = self._rates
+
+    def _at(self, time: float, step: int) -> float:
+        return time if self.predictor.coordinate == "noise" else float(step)
 
     def before(self, time: float, step: int) -> ForecastError:
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
-        self._growths = [
-            self.history.growth(p, time if p.coordinate == "noise" else float(step))
-            for p in self.alternatives
-        ]
-        least = []
-        for sample in range(self.samples):
-            predicted = [
-                rates[sample] * growths[sample]
-                for rates, growths in zip(self._rates, self._growths, strict=True)
-            ]
-            known = [number for number, error in enumerate(predicted) if not isnan(error)]
-            self.choice[sample] = min(known, key=predicted.__getitem__, default=0)
-            least.append(predicted[self.choice[sample]])
-        return ForecastError(torch.tensor(least, dtype=torch.float64))
+        self._growths = self.history.growth(self.predictor, self._at(time, step))
+        predicted = [r * g for r, g in zip(self._rates, self._growths, strict=True)]
+        return ForecastError(torch.tensor(predicted, dtype=torch.float64))
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> Tensor:
-        errors = None
+        error = self._unknown
         if any(computed) and self.history.fits([prediction]):
-            errors = self._measure(time, step, prediction)
-            self._learn(errors, computed)
+            error = self._measure(time, step, prediction)
+            self._learn(error.tolist(), computed)
         self.history.append([prediction], time, step, None if all(computed) else computed)
-        if errors is None:
-            return self._unknown
-        taken = [errors[choice][sample] for sample, choice in enumerate(self.choice)]
-        return torch.tensor(taken, dtype=torch.float64)
+        return error
 
-    def _learn(self, errors: list[list[float]], computed: Sequence[bool]) -> None:
-        for rates, growths, found in zip(self._rates, self._growths, errors, strict=True):
-            for sample in range(self.samples):
-                measured = found[sample] / growths[sample] if growths[sample] else nan
-                if computed[sample] and not isnan(measured):
-                    old = measured if isnan(rates[sample]) else rates[sample]
-                    rates[sample] = old + _NEWEST * (measured - old)
+    def _learn(self, errors: list[float], computed: Sequence[bool]) -> None:
+        for sample, (error, growth) in enumerate(zip(errors, self._growths, strict=True)):
+            measured = error / growth if growth else nan
+            if computed[sample] and not isnan(measured):
+                old = measured if isnan(self._rates[sample]) else self._rates[sample]
+                self._rates[sample] = old + _NEWEST * (measured - old)
 
-    def _measure(self, time: float, step: int, truth: Tensor) -> list[list[float]]:
-        """Relative error of each alternative's forecast, for each sample; one synchronisation."""
-        ratios = []
-        for predictor in self.alternatives:
-            t = time if predictor.coordinate == "noise" else float(step)
-            weights = -self.history.weights(predictor, t)
-            anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
-            coefficients = (
-                [1.0, *weights[0].tolist()]
-                if len(weights) == 1
-                else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), weights], 1)
-            )
-            found = latent_difference([truth, *anchors], coefficients)
-            ratios.append(found.sq_difference / found.sq_reference)
-        return torch.stack(ratios).sqrt().tolist()
+    def _measure(self, time: float, step: int, truth: Tensor) -> Tensor:
+        weights = -self.history.weights(self.predictor, self._at(time, step))
+        anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
+        coefficients = (
+            [1.0, *weights[0].tolist()]
+            if len(weights) == 1
+            else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), weights], 1)
+        )
+        found = latent_difference([truth, *anchors], coefficients)
+        return (found.sq_difference / found.sq_reference).double().cpu().sqrt()
 
     @property
     def bytes(self) -> int:

@@ -168,19 +168,12 @@ class History:
                 grown[row] = value
         return grown
 
-    def forecast(self, predictors: Sequence[Predictor], t: float) -> list[Tensor]:
-        """Forecasts of every leaf `[rows, ...]` at `t`, by one predictor for all or one a row."""
-        kinds = list(dict.fromkeys(predictors))
-        weights = self.weights(kinds[0], t)
-        if len(kinds) > 1:
-            options = {kind: self.weights(kind, t).expand(self.rows, -1) for kind in kinds}
-            width = max(option.shape[1] for option in options.values())
-            weights = torch.zeros(self.rows, width, dtype=torch.float64)
-            for row, kind in enumerate(predictors):
-                weights[row, : options[kind].shape[1]] = options[kind][row]
+    def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
+        """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
+        weights = self.weights(predictor, t)
         depth = weights.shape[1]
         return [
-            kinds[0].predict([slot[index] for slot in self.slots[:depth]], weights)
+            predictor.predict([slot[index] for slot in self.slots[:depth]], weights)
             for index in range(len(self.slots[0]))
         ]
 

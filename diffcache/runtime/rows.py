@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
@@ -78,7 +76,7 @@ def take(tree: Any, rows: int, index: Tensor) -> Any:
     return pick(tree)
 
 
-def samples_to_rows(values: list[T], rows: int) -> list[T]:
+def samples_to_rows(values: list[bool], rows: int) -> list[bool]:
     """Per-sample `values` as per-row values: row r is sample r mod samples."""
     return values if len(values) == rows else values * (rows // len(values))
 

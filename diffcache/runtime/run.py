@@ -11,7 +11,7 @@ from torch import Tensor
 from diffcache.policies import Evidence, Policy, ProbeChange, Step
 from diffcache.predictors import Predictor
 
-from .evidence import Collector, ForecastErrorCollector, collector_for
+from .evidence import Collector, collector_for
 from .guards import Guards
 from .lanes import Lanes
 from .report import Event, Rule
@@ -31,13 +31,8 @@ class Stage:
     """Evidence and policy state of one of the evaluations that a sampler makes in a step."""
 
     collector: Collector
-    errors: ForecastErrorCollector | None
     state: dict[str, Tensor]
     skipped: list[int]
-
-    @property
-    def bytes(self) -> int:
-        return sum(c.bytes for c in {self.collector, self.errors} if c is not None)
 
 
 class Run:
@@ -89,27 +84,13 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        return self.lanes.bytes + sum(stage.bytes for stage in self.stages.values())
+        return self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
         if self.opening is None:
             self.opening = timestep
         return self.opening == timestep
-
-    @property
-    def predictors(self) -> list[Predictor]:
-        """What forecasts now: one predictor for all samples, or one for each."""
-        stage = self.stages.get(self.stage_number)
-        options = self.method.predictor.alternatives
-        if stage is None or stage.errors is None or len(options) == 1:
-            return [options[0]]
-        chosen = [options[index] for index in stage.errors.choice]
-        return chosen if len(set(chosen)) > 1 else chosen[:1]
-
-    def at(self, predictor: Predictor) -> float:
-        """This step in the predictor's coordinate."""
-        return self.time if predictor.coordinate == "noise" else float(self.index)
 
     def locate(self, timestep: float | None, total: int | None) -> None:
         """Settles where in the timetable the run begins (img2img) and how long it is.
@@ -127,15 +108,9 @@ class Run:
     def stage(self, samples: int) -> Stage:
         number = self.stage_number
         if number not in self.stages:
-            policy, predictor = self.method.policy, self.method.predictor
-            collector = collector_for(policy.evidence, samples, predictor)
-            errors = collector if isinstance(collector, ForecastErrorCollector) else None
-            # Whoever decides the steps, measured errors choose between a predictor's alternatives.
-            if errors is None and len(predictor.alternatives) > 1:
-                errors = ForecastErrorCollector(samples, predictor)
+            policy = self.method.policy
             self.stages[number] = Stage(
-                collector,
-                errors,
+                collector_for(policy.evidence, samples, self.method.predictor),
                 policy.init(samples),
                 [0] * samples,
             )
@@ -156,8 +131,6 @@ class Run:
             return self.decision
         stage = self.stage(self.samples)
         forced = self._forced(stage)
-        if stage.errors is not None and stage.errors is not stage.collector:
-            stage.errors.before(self.time, self.index)
         if self.in_forward:
             self.rules = [rule or "skip" for rule in forced]
             if all(forced):
@@ -218,10 +191,7 @@ class Run:
         if self.full is None:
             truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
             if not self.in_forward or any(truth):
-                taken_in = (self.time, self.index, prediction, latents, truth)
-                if stage.errors is not None and stage.errors is not stage.collector:
-                    stage.errors.after(*taken_in)
-                error = stage.collector.after(*taken_in)
+                error = stage.collector.after(self.time, self.index, prediction, latents, truth)
                 stage.state = self.method.policy.observe(
                     self.step, error, torch.tensor(truth), stage.state
                 )

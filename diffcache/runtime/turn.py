@@ -104,7 +104,6 @@ class Turn:
 
     def forecast(self, key: Hashable) -> list[Tensor]:
         """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
-        chosen = self.run.predictors
-        now = self.run.at(chosen[0])
-        predictors = samples_to_rows(chosen, self.rows) if len(chosen) > 1 else chosen
-        return self.lane.history(key).forecast(predictors, now)
+        predictor = self.run.method.predictor
+        now = self.run.time if predictor.coordinate == "noise" else float(self.run.index)
+        return self.lane.history(key).forecast(predictor, now)

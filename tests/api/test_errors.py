@@ -40,7 +40,7 @@ def untouched(generate: Any) -> Any:
         ((), {"protect": 3}, ValueError, ["protect=3", "protect=(3, 1)"]),
         ((), {"protect": (-1, 0)}, ValueError, ["protect=(-1, 0)"]),
         ((), {"max_consecutive_skips": -2}, ValueError, ["max_consecutive_skips=-2"]),
-        ((), {"orders": (1, 9)}, ValueError, ["order=9"]),
+        ((), {"order": 9}, ValueError, ["order=9"]),
         ((), {"mask": []}, ValueError, ["mask has shape (0,)"]),
         ((), {"scheduler": DDIMScheduler()}, ValueError, ["brings its own scheduler"]),
         ((), {"policy": Threshold()}, ValueError, ["Threshold", "ProbeChange", "Output"]),

@@ -73,7 +73,7 @@ def test_random_appends_agree_with_lists(predictor, seed):
             assert [tuple(anchor) for anchor in found] == [anchor[:2] for anchor in kept]
         t = time + dice.random() if predictor.coordinate == "noise" else step + 1.0
         wanted = naive.forecast(predictor, t)
-        for found, leaf in zip(history.forecast([predictor], t), wanted, strict=True):
+        for found, leaf in zip(history.forecast(predictor, t), wanted, strict=True):
             torch.testing.assert_close(found.double(), leaf, rtol=1e-3, atol=1e-3)
 
 
@@ -82,17 +82,17 @@ def test_coincident_times_replace():
     for time, value in ((0.0, 1.0), (1.0, 2.0), (1.0, 5.0), (1.0, 6.0)):
         history.append([torch.full((2, 1), value)], time, int(time), None)
     assert history.depth == 2
-    assert history.forecast([Newton(1)], 2.0)[0].tolist() == [[11.0], [11.0]]
+    assert history.forecast(Newton(1), 2.0)[0].tolist() == [[11.0], [11.0]]
 
 
 def test_values_are_copies_and_forecasts_are_new_memory():
     history, value = History(2), torch.ones(2, 3)
     history.append([value], 0.0, 0, None)
     value.zero_()
-    forecast = history.forecast([Reuse()], 1.0)[0]
+    forecast = history.forecast(Reuse(), 1.0)[0]
     assert forecast.tolist() == [[1.0] * 3] * 2
     forecast.zero_()
-    assert history.forecast([Reuse()], 2.0)[0].tolist() == [[1.0] * 3] * 2
+    assert history.forecast(Reuse(), 2.0)[0].tolist() == [[1.0] * 3] * 2
 
 
 def test_memory_is_bounded_and_reported():
@@ -119,7 +119,7 @@ def test_other_leaves_start_afresh(other):
     assert not history.fits(other)
     history.append(other, 2.0, 2, [True, *[False] * (len(other[0]) - 1)])
     assert (history.depth, history.rows, history.level) == (1, len(other[0]), True)
-    assert torch.equal(history.forecast([Newton(1)], 3.0)[0], other[0])
+    assert torch.equal(history.forecast(Newton(1), 3.0)[0], other[0])
 
 
 def test_growth_is_unknown_short_of_anchors():
@@ -136,6 +136,6 @@ def test_snapshot_is_independent_and_gather_reorders():
     history.append([torch.tensor([[1.0], [2.0]])], 0.0, 0, None)
     twin, turned = history.snapshot(), history.gather([1, 0])
     history.append([torch.tensor([[7.0], [8.0]])], 1.0, 1, None)
-    assert twin.forecast([Reuse()], 2.0)[0].tolist() == [[1.0], [2.0]]
-    assert turned.forecast([Reuse()], 2.0)[0].tolist() == [[2.0], [1.0]]
+    assert twin.forecast(Reuse(), 2.0)[0].tolist() == [[1.0], [2.0]]
+    assert turned.forecast(Reuse(), 2.0)[0].tolist() == [[2.0], [1.0]]
     assert (twin.depth, turned.depth, history.depth) == (1, 1, 2)

@@ -5,7 +5,7 @@ from math import comb, factorial
 import pytest
 import torch
 
-from diffcache.predictors import Best, Hermite, Newton, Reuse, Taylor, adams_bashforth
+from diffcache.predictors import Hermite, Newton, Reuse, Taylor, adams_bashforth
 
 
 def uneven(rows: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,20 +115,6 @@ def test_growth_is_the_node_polynomial():
     times, t = uneven(4, 3, 2)
     expected = (t - times[:, 0]).abs() * (t - times[:, 1]).abs()
     torch.testing.assert_close(Newton(1).growth(times, t), expected)
-
-
-def test_best_offers_its_orders_and_takes_the_first_where_nothing_chooses():
-    best = Best((1, 2))
-    assert best.alternatives == (Newton(1), Newton(2))
-    assert best.anchors == 3
-    times, t = uneven(3, 3, 5)
-    torch.testing.assert_close(best.coefficients(times, t), Newton(1).coefficients(times, t))
-
-
-@pytest.mark.parametrize("orders", [(), (1, 1), (1, 9)])
-def test_best_refuses_orders_that_cannot_be(orders):
-    with pytest.raises(ValueError, match="try order"):
-        Best(orders)
 
 
 @pytest.mark.parametrize("build", [lambda: Newton(7), lambda: Taylor(0), lambda: Hermite(9)])
