@@ -80,14 +80,18 @@ def optimise(
     kind: str,
     models: torch.nn.ModuleDict,
     loss_of: Callable[[], torch.Tensor],
-    minutes: float,
-    out: Path,
+    options: argparse.Namespace,
 ) -> torch.nn.ModuleDict:
-    """Minimise ``loss_of()`` for ``minutes``; returns the averaged models.
+    """Minimise ``loss_of()`` for ``options.minutes``; returns the averaged models.
 
-    Saves ``NAME.safetensors`` in ``out`` for each of ``models``, every five minutes and at the
-    end, and appends to ``out/KIND.jsonl``.
+    With ``options.resume``, the weights in ``options.out`` are where it begins. Saves
+    ``NAME.safetensors`` there for each of ``models``, every five minutes and at the end, and
+    appends to its ``KIND.jsonl``.
     """
+    out = options.out
+    if options.resume:
+        for name, module in models.items():
+            module.load_state_dict(load_file(out / f"{name}.safetensors"))
     trained = [parameter for parameter in models.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(models, 0.999)
@@ -97,11 +101,11 @@ def optimise(
     done = False
     while not done:
         now = time.monotonic()
-        progress = (now - began) / (60 * minutes)
+        progress = (now - began) / (60 * options.minutes)
         done = progress >= 1
         decay = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         for group in optimiser.param_groups:
-            group["lr"] = RATE[kind] * min((1 + average.steps) / 100, decay)
+            group["lr"] = options.rate * min((1 + average.steps) / 100, decay)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of()
         optimiser.zero_grad()
@@ -130,13 +134,11 @@ def difference(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + 2 * error.square().mean() + 0.5 * slopes
 
 
-def train_vae(minutes: float, out: Path, count: int) -> None:
-    """Train the autoencoder, on from ``out`` if one is there, and normalise its latents."""
-    images, _ = rendered(out, count)
+def train_vae(options: argparse.Namespace) -> None:
+    """Train the autoencoder and normalise its latents."""
+    images, _ = rendered(options.out, options.scenes)
     rng = np.random.default_rng(1)
     vae = _models.vae()
-    if (out / "vae.safetensors").exists():
-        vae.load_state_dict(load_file(out / "vae.safetensors"))
 
     def crops() -> torch.Tensor:
         # Quarter pictures around pixels of objects: backgrounds are learned soon enough.
@@ -163,19 +165,18 @@ def train_vae(minutes: float, out: Path, count: int) -> None:
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return difference(x, y) + 2e-5 * divergence
 
-    trained = optimise("vae", torch.nn.ModuleDict({"vae": vae}), loss_of, minutes, out)["vae"]
+    trained = optimise("vae", torch.nn.ModuleDict({"vae": vae}), loss_of, options)["vae"]
     latents = encode(trained, images[:2000])
     print("latents", latents.mean((0, 2, 3)), latents.std((0, 2, 3)), latents.std())
     fold(trained, latents.mean((0, 2, 3)), latents.std())
-    save(trained, out / "vae.safetensors")
+    save(trained, options.out / "vae.safetensors")
 
 
-def train_decoder(minutes: float, out: Path, count: int) -> None:
+def train_decoder(options: argparse.Namespace) -> None:
     """Train ``out``'s autoencoder on, from its latents to pictures only."""
-    data = Captioned(out, count, [])
-    images, _ = rendered(out, count)
+    data = Captioned(options.out, options.scenes, [])
+    images, _ = rendered(options.out, options.scenes)
     vae = _models.vae()
-    vae.load_state_dict(load_file(out / "vae.safetensors"))
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
@@ -186,7 +187,7 @@ def train_decoder(minutes: float, out: Path, count: int) -> None:
         latents += 0.05 * torch.randn_like(latents)
         return difference(pixels_of(images[picked.numpy()]), vae.decode(latents).sample.float())
 
-    optimise("decoder", torch.nn.ModuleDict({"vae": vae}), loss_of, minutes, out)
+    optimise("decoder", torch.nn.ModuleDict({"vae": vae}), loss_of, options)
 
 
 @torch.no_grad()
@@ -202,9 +203,9 @@ def fold(vae: torch.nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> N
     back.weight *= deviation
 
 
-def train_unet(minutes: float, out: Path, count: int) -> None:
+def train_unet(options: argparse.Namespace) -> None:
     """Train the UNet, to predict noise as Stable Diffusion's does, with its text encoder."""
-    data = Captioned(out, count, [_models.clip_tokenizer()])
+    data = Captioned(options.out, options.scenes, [_models.clip_tokenizer()])
     models = torch.nn.ModuleDict({"unet": _models.unet(), "unet_clip": _models.clip()})
     kept = DDIMScheduler(**_configs.DDIM).alphas_cumprod
 
@@ -217,12 +218,14 @@ def train_unet(minutes: float, out: Path, count: int) -> None:
         guess = models["unet"](noisy, steps, encoder_hidden_states=words).sample
         return (guess.float() - noise).square().mean()
 
-    optimise("unet", models, loss_of, minutes, out)
+    optimise("unet", models, loss_of, options)
 
 
-def train_dit(minutes: float, out: Path, count: int) -> None:
+def train_dit(options: argparse.Namespace) -> None:
     """Train the Flux transformer, by flow matching, with its two text encoders."""
-    data = Captioned(out, count, [_models.clip_tokenizer(), _models.word_tokenizer()])
+    data = Captioned(
+        options.out, options.scenes, [_models.clip_tokenizer(), _models.word_tokenizer()]
+    )
     transformer = _models.dit()
     _models.start_as_identity(transformer)
     models = {"dit": transformer, "dit_clip": _models.clip(), "dit_t5": _models.t5()}
@@ -247,7 +250,7 @@ def train_dit(minutes: float, out: Path, count: int) -> None:
         ).sample
         return (guess.float() - (noise - clean)).square().mean()
 
-    optimise("dit", models, loss_of, minutes, out)
+    optimise("dit", models, loss_of, options)
 
 
 TRAINERS = {"vae": train_vae, "unet": train_unet, "dit": train_dit, "decoder": train_decoder}
@@ -260,13 +263,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rate", type=float, help="the highest learning rate")
+    parser.add_argument("--resume", action="store_true", help="train the weights in DIR on")
     parser.add_argument("--scenes", type=int, default=48000)
     options = parser.parse_args()
+    options.resume |= options.kind == "decoder"
+    options.rate = options.rate or RATE[options.kind]
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    # Training on would otherwise see the first run's batches and noise once more.
+    torch.manual_seed(int(options.resume))
     torch.nn.functional.scaled_dot_product_attention = attention
-    TRAINERS[options.kind](options.minutes, options.out, options.scenes)
+    TRAINERS[options.kind](options)
 
 
 if __name__ == "__main__":
