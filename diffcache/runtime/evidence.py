@@ -84,8 +84,10 @@ class ForecastErrorCollector(Collector):
     ) -> Tensor:
         error = self._unknown
         if any(computed) and self.history.fits([prediction]):
-            error = self._measure(time, step, prediction)
-            self._learn(error.tolist(), computed)
+            # Where a batch is on another device, this is the one synchronisation of the step.
+            errors = self._measure(time, step, prediction).tolist()
+            self._learn(errors, computed)
+            error = torch.tensor(errors, dtype=torch.float64)
         self.history.append([prediction], time, step, None if all(computed) else computed)
         return error
 
@@ -97,15 +99,15 @@ class ForecastErrorCollector(Collector):
                 self._rates[sample] = old + _NEWEST * (measured - old)
 
     def _measure(self, time: float, step: int, truth: Tensor) -> Tensor:
-        weights = -self.history.weights(self.predictor, self._at(time, step))
+        weights = self.history.weights(self.predictor, self._at(time, step))
         anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
         coefficients = (
-            [1.0, *weights[0].tolist()]
+            [1.0, *(-weight for weight in weights[0].tolist())]
             if len(weights) == 1
-            else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), weights], 1)
+            else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), -weights], 1)
         )
         found = latent_difference([truth, *anchors], coefficients)
-        return (found.sq_difference / found.sq_reference).double().cpu().sqrt()
+        return (found.sq_difference / found.sq_reference).sqrt()
 
     @property
     def bytes(self) -> int:

@@ -70,11 +70,10 @@ class Generation:
             if not isinstance(arguments.get("model_output"), Tensor):
                 return self._give_up("the scheduler steps something that is not one tensor")
             self.steps_seen += 1
-            self.report.cache_bytes = max(self.report.cache_bytes, self.run.bytes)
             limit = self.method.guards.max_cache_bytes
             if limit is not None and self.run.bytes > limit:
                 return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
-            self.run.stepped(arguments, latents)
+            self.run.stepped(arguments, latents, self.expected_steps())
 
     def call(
         self,
@@ -129,11 +128,8 @@ class Generation:
             return self._give_up(
                 "the denoiser is called at another timestep, and no scheduler step was observed"
             )
-        if run.total is None:
-            run.locate(run.opening, self.expected_steps())
+        if run.samples is None:
             run.uniform = not all(self.checked.values())
-            if run.full:
-                self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
         if run.index and not lane.histories and not run.full:
@@ -204,6 +200,8 @@ class Generation:
     def _close_runs(self) -> None:
         """Takes the books of the runs over and lets go of their memory."""
         for run in self.runs:
+            # Caches only grow within a run, so that its end is where they are largest.
+            self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
             self.report.trace.extend(run.trace)
             self.masks.extend(run.masks)
             if run.full:
@@ -242,7 +240,7 @@ def timestep_of(arguments: dict[str, Any]) -> float | None:
     """The timestep among a denoiser call's bound arguments, on the host."""
     value = arguments.get("timestep", arguments.get("timesteps"))
     if isinstance(value, Tensor) and value.numel():
-        return float(value.flatten()[0])
+        return value.item() if value.numel() == 1 else float(value.flatten()[0])
     return float(value) if isinstance(value, (int, float)) else None
 
 

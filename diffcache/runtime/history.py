@@ -96,6 +96,10 @@ class History:
         else:
             self._append_some(leaves, anchor, [True] * self.rows if rows is None else rows)
 
+    def restamp(self, time: float) -> None:
+        """Sets the time of the newest value of every row."""
+        self.anchors = [[a[0]._replace(time=time), *a[1:]] for a in self.anchors]
+
     def _append_all(self, leaves: Sequence[Tensor], anchor: Anchor) -> None:
         shared = self.anchors[0]
         if not shared or shared[0].time != anchor.time:

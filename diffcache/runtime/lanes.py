@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
@@ -77,6 +78,13 @@ class Lanes:
             self._known[place] = [lane for lane in known if lane.idle <= _PATIENCE]
         self._used.clear()
 
+    def restamp(self, time: float) -> None:
+        """Sets the time of what the first step computed, before it was known."""
+        for lanes in self._known.values():
+            for lane in lanes:
+                for history in lane.histories.values():
+                    history.restamp(time)
+
     def find(self, place: Hashable, arguments: dict[str, Any]) -> Lane:
         """The lane of a call at `place` (denoiser, stage, shapes), made if it is a new one."""
         conditioning = conditioning_of(arguments)
@@ -104,11 +112,13 @@ class Lanes:
 def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
     """The leaves of a call's arguments that name its branch, which the steps do not change."""
     return [
-        leaf
-        for name, value in arguments.items()
-        if _CONDITIONING.search(name) or not _CHANGING.search(name)
-        for leaf in leaves(value)
+        leaf for name, value in arguments.items() if _names_branch(name) for leaf in leaves(value)
     ]
+
+
+@cache
+def _names_branch(argument: str) -> bool:
+    return bool(_CONDITIONING.search(argument)) or not _CHANGING.search(argument)
 
 
 def _match(lane: Lane, new: list[Any], same: Callable[[Any, Any], bool]) -> bool:

@@ -92,14 +92,18 @@ class Run:
             self.opening = timestep
         return self.opening == timestep
 
-    def locate(self, timestep: float | None, total: int | None) -> None:
+    def locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run begins (img2img) and how long it is.
 
-        `timestep` is what the denoiser was first called with, which some pipelines divide by 1000.
+        Args:
+            timestep: what the scheduler was first stepped with. The denoiser's own timestep would
+                not do: pipelines scale and reverse it, and some give one a token.
+            total: the pipeline's own count of steps, if it keeps one.
         """
         if timestep is not None and self.timesteps:
-            distance = [min(abs(t - timestep), abs(t - 1000 * timestep)) for t in self.timesteps]
+            distance = [abs(t - float(timestep)) for t in self.timesteps]
             self.begin = distance.index(min(distance))
+        self.lanes.restamp(self.time)
         self.total = total or len(self.timesteps) - self.begin
         guards = self.method.guards
         if self.full is None and self.total <= guards.few_steps and not guards.force:
@@ -165,14 +169,17 @@ class Run:
             return [None] * self.samples
         return ["cap" if n >= cap else None for n in stage.skipped]
 
-    def stepped(self, arguments: dict[str, Any], latents: Tensor) -> None:
-        """Takes in a scheduler step; the next denoiser call belongs to the next step."""
+    def stepped(self, arguments: dict[str, Any], latents: Tensor, total: int | None) -> None:
+        """Takes in a scheduler step; the next denoiser call belongs to the next step.
+
+        `total` is the pipeline's own count of steps, if it keeps one.
+        """
         prediction = arguments["model_output"]
         if self.samples is None:
             self.samples = prediction.shape[0]
             self.rules = ["first"] * self.samples
         if self.total is None:
-            self.locate(None, None)
+            self.locate(arguments.get("timestep"), total)
         guards = self.method.guards
         if self.full is None and guards.stochastic and not guards.force:
             self.full = stochastic_by_call(arguments)

@@ -59,4 +59,6 @@ class OutputAttachment(Attachment):
         # An output with a tensor that has no batch axis cannot be told row from row.
         if leaves and all(leaf.ndim and leaf.shape[0] == turn.rows for leaf in leaves):
             turn.remember("output", leaves)
-            turn.lane.memory["structure"] = Structure(output)
+            # Calls of one lane agree in `return_dict` and all else that shapes the output.
+            if "structure" not in turn.lane.memory:
+                turn.lane.memory["structure"] = Structure(output)
