@@ -1,7 +1,6 @@
 """Train the tiny pipelines' models: ``train.py KIND --minutes N --threads T --out DIR``.
 
-``KIND`` is ``vae`` first, then ``unet``, ``dit`` and ``decoder`` in any order: the last polishes
-the autoencoder's decoder on whole pictures and leaves the latents as the others learn them.
+``KIND`` is ``vae`` first, then ``unet`` and ``dit`` in any order, on the latents of that ``vae``.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from diffcache.tiny import _configs, _models
 
-BATCH = {"vae": 16, "decoder": 6, "unet": 32, "dit": 32}
-RATE = {"vae": 2e-3, "decoder": 1.5e-3, "unet": 6e-4, "dit": 8e-4}
+BATCH = {"vae": 16, "unet": 32, "dit": 32}
+RATE = {"vae": 2e-3, "unet": 6e-4, "dit": 8e-4}
 SAVE_SECONDS = 300
 
 
@@ -92,8 +91,7 @@ def optimise(
     if options.resume:
         for name, module in models.items():
             module.load_state_dict(load_file(out / f"{name}.safetensors"))
-    trained = [parameter for parameter in models.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(models.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(models, 0.999)
     began = saved = logged = time.monotonic()
     losses: list[float] = []
@@ -110,7 +108,7 @@ def optimise(
             loss = loss_of()
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
         optimiser.step()
         average.update(models)
         losses.append(loss.item())
@@ -170,24 +168,6 @@ def train_vae(options: argparse.Namespace) -> None:
     print("latents", latents.mean((0, 2, 3)), latents.std((0, 2, 3)), latents.std())
     fold(trained, latents.mean((0, 2, 3)), latents.std())
     save(trained, options.out / "vae.safetensors")
-
-
-def train_decoder(options: argparse.Namespace) -> None:
-    """Train ``out``'s autoencoder on, from its latents to pictures only."""
-    data = Captioned(options.out, options.scenes, [])
-    images, _ = rendered(options.out, options.scenes)
-    vae = _models.vae()
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-
-    def loss_of() -> torch.Tensor:
-        picked = torch.randint(len(images), (BATCH["decoder"],)).sort().values
-        latents = data.latents[picked].float()
-        # Sampled latents are never quite those of a picture.
-        latents += 0.05 * torch.randn_like(latents)
-        return difference(pixels_of(images[picked.numpy()]), vae.decode(latents).sample.float())
-
-    optimise("decoder", torch.nn.ModuleDict({"vae": vae}), loss_of, options)
 
 
 @torch.no_grad()
@@ -253,7 +233,7 @@ def train_dit(options: argparse.Namespace) -> None:
     optimise("dit", models, loss_of, options)
 
 
-TRAINERS = {"vae": train_vae, "unet": train_unet, "dit": train_dit, "decoder": train_decoder}
+TRAINERS = {"vae": train_vae, "unet": train_unet, "dit": train_dit}
 
 
 def main() -> None:
@@ -267,7 +247,6 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="train the weights in DIR on")
     parser.add_argument("--scenes", type=int, default=48000)
     options = parser.parse_args()
-    options.resume |= options.kind == "decoder"
     options.rate = options.rate or RATE[options.kind]
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
