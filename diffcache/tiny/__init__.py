@@ -32,10 +32,10 @@ def pipeline(
     """A trained tiny pipeline, on the CPU.
 
     ``kind`` is ``"unet"`` for a ``StableDiffusionPipeline`` with a DDIM scheduler, or ``"dit"``
-    for a ``FluxPipeline``, whose guidance is ``true_cfg_scale`` and needs ``negative_prompt=""``. Both
-    draw best with a guidance of about 2.5. ``dtype`` is that of the models,
-    ``torch.float32`` if ``None``; ``scheduler`` replaces the pipeline's own. Pictures are 64 by 64
-    pixels, prompts at most 24 tokens.
+    for a ``FluxPipeline``, whose guidance is ``true_cfg_scale`` and needs ``negative_prompt=""``.
+    Guidance of about 2.5 suits both. ``dtype`` is that of the models, ``torch.float32`` if
+    ``None``; ``scheduler`` replaces the pipeline's own. Pictures are 64 by 64 pixels, prompts at
+    most 24 tokens.
 
     Raises ``ValueError`` for another ``kind``.
     """
