@@ -70,9 +70,10 @@ class Method:
         Raises:
             ValueError: no part has that option, or a value is refused by its part.
         """
-        parts = {name: getattr(self, name) for name in _PARTS}
         whole = {name: options.pop(name) for name in list(options) if name in _PARTS}
-        parts.update(whole)
+        if whole:
+            return replace(self, **whole).configured(**options)
+        parts = {name: getattr(self, name) for name in _PARTS}
         unknown = [name for name in options if name not in self.options()]
         if unknown:
             raise ValueError(

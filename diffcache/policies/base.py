@@ -103,6 +103,13 @@ def compute_all(samples: int) -> Tensor:
     return torch.ones(samples, dtype=torch.bool)
 
 
+def check_number(name: str, value: object, example: float) -> None:
+    """Raises ValueError, naming `value` and an `example`, where it is no number or negative."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not value >= 0:
+        raise ValueError(f"{name}={value!r} is not a number of 0 or more; try {name}={example}")
+
+
 def per_sample(name: str, value: float | tuple[float | None, ...], samples: int) -> Tensor:
     """A knob as a float64 tensor `[samples]`; None computes all, which is a knob of 0.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import ForecastError, Policy, State, Step, per_sample
+from .base import ForecastError, Policy, State, Step, check_number, per_sample
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class ErrorBudget(Policy):
 
     tolerance: float | tuple[float | None, ...] = 0.08
     evidence: ClassVar[type[ForecastError]] = ForecastError
+
+    def __post_init__(self) -> None:
+        several = isinstance(self.tolerance, (tuple, list))
+        for tolerance in self.tolerance if several else (self.tolerance,):
+            if tolerance is not None:
+                check_number("tolerance", tolerance, 0.08)
 
     def init(self, samples: int) -> State:
         return {

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import LatentChange, Policy, State, Step, compute_all
+from .base import LatentChange, Policy, State, Step, check_number, compute_all
 from .third_order import norm_statistic
 
 
@@ -29,6 +29,10 @@ class ReleasedThirdOrder(Policy):
     max_skips: int = 4
     evidence: ClassVar[type[LatentChange]] = LatentChange
     batch_wide: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0.01)
+        check_number("max_skips", self.max_skips, 4)
 
     def init(self, samples: int) -> State:
         return {

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import LatentChange, Policy, State, Step, compute_all
+from .base import LatentChange, Policy, State, Step, check_number, compute_all
 
 
 def norm_statistic(newest: Tensor, middle: Tensor, oldest: Tensor) -> Tensor:
@@ -31,6 +31,7 @@ class ThirdOrder(Policy):
     evidence: ClassVar[type[LatentChange]] = LatentChange
 
     def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0.01)
         if self.statistic not in ("tensor", "norms"):
             raise ValueError(
                 f"statistic={self.statistic!r} is not known; use statistic='tensor' or 'norms'"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Policy, ProbeChange, State, Step
+from .base import Policy, ProbeChange, State, Step, check_number
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class Threshold(Policy):
 
     threshold: float = 0.05
     evidence: ClassVar[type[ProbeChange]] = ProbeChange
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0.05)
 
     def decide(self, step: Step, evidence: ProbeChange, state: State) -> tuple[Tensor, State]:
         return ~(evidence.change <= self.threshold), state
