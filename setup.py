@@ -60,7 +60,6 @@ setup(
         "safetensors>=0.4.3",
         "scikit-image>=0.22",
         "torch>=2.4",
-        "tqdm>=4.60",
         "transformers>=4.46.1",
     ],
     extras_require={"demo": DEMO, "triton": TRITON, "test": TEST, "dev": DEV},

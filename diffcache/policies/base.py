@@ -79,7 +79,6 @@ class Policy(ABC):
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
-    batch_wide: ClassVar[bool] = False
 
     def init(self, samples: int) -> State:
         """State of a run of `samples` samples before its first decision."""

@@ -28,7 +28,6 @@ class ReleasedThirdOrder(Policy):
     threshold: float = 0.01
     max_skips: int = 4
     evidence: ClassVar[type[LatentChange]] = LatentChange
-    batch_wide: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0.01)

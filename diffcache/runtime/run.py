@@ -42,8 +42,8 @@ class Run:
         self.method = method
         self.scheduler = scheduler
         self.timesteps = timetable(scheduler)
-        self.coordinates = coordinates(scheduler)
-        self.weights = weights(scheduler)
+        self.coordinates = coordinates(scheduler, self.timesteps)
+        self.weights = weights(scheduler, self.coordinates)
         self.begin = 0
         self.total: int | None = None
         self.opening: float | None = None

@@ -53,13 +53,12 @@ def is_flow(scheduler: Any) -> bool:
     return not has_alphas and sigmas is not None and float(torch.as_tensor(sigmas).max()) <= 1
 
 
-def coordinates(scheduler: Any) -> list[float]:
-    """The coordinate in which predictions change smoothly, for each entry of `timesteps`.
+def coordinates(scheduler: Any, times: list[float]) -> list[float]:
+    """The coordinate in which predictions change smoothly, for each of its timesteps `times`.
 
     log(α/σ) for variance preserving and exploding schedulers, −σ for flow matching; both rise
     while sampling. Ends where log(α/σ) is infinite are clamped.
     """
-    times = timetable(scheduler)
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is not None and not is_flow(scheduler):
         return [_log_snr(cumulative, t) for t in times]
@@ -72,12 +71,12 @@ def coordinates(scheduler: Any) -> list[float]:
     return [-math.log(max(value, 1e-4)) for value in values]
 
 
-def weights(scheduler: Any) -> list[float]:
+def weights(scheduler: Any, times: list[float]) -> list[float]:
     """How far each step moves the sample for a unit prediction, over the mean of all steps.
 
-    |Δσ| for flow matching, α_{i+1} |Δ(σ/α)| for the others, whose samples have unit variance.
+    `times` are the scheduler's `coordinates`. It is |Δσ| for flow matching and
+    α_{i+1} |Δ(σ/α)| for the others, whose samples have unit variance.
     """
-    times = coordinates(scheduler)
     if is_flow(scheduler):
         positions = [(-t, 1.0) for t in times] + [(0.0, 1.0)]
     else:

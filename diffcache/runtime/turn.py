@@ -32,7 +32,6 @@ class Turn:
         self.run, self.lane, self.rows = run, lane, rows
         self.args, self.kwargs = args, kwargs
         self._invoke = invoke
-        self.computed_rows = 0
         self.ran = False
         self.proven = self.in_model = False
         self.mask: list[bool] | None = None
