@@ -196,7 +196,10 @@ def train_unet(options: argparse.Namespace) -> None:
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         words = models["unet_clip"](ids).last_hidden_state
         guess = models["unet"](noisy, steps, encoder_hidden_states=words).sample
-        return (guess.float() - noise).square().mean()
+        # Min-SNR weights (arXiv 2303.09556): most of a plain noise loss is fine detail, while what
+        # a caption says is settled where noise is high.
+        weights = (5 * (1 - signal) / signal).clamp(max=1)
+        return (weights * (guess.float() - noise).square()).mean()
 
     optimise("unet", models, loss_of, options)
 
