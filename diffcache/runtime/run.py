@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,12 @@ class Stage:
     collector: Collector
     state: dict[str, Tensor]
     skipped: list[int]
+
+
+# Policies are pure, so that one tensor may stand for every step with this mask.
+@lru_cache(maxsize=256)
+def _flags(mask: tuple[bool, ...]) -> Tensor:
+    return torch.tensor(mask)
 
 
 class Run:
@@ -199,9 +206,8 @@ class Run:
             truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
             if not self.in_forward or any(truth):
                 error = stage.collector.after(self.time, self.index, prediction, latents, truth)
-                stage.state = self.method.policy.observe(
-                    self.step, error, torch.tensor(truth), stage.state
-                )
+                computed = _flags(tuple(truth))
+                stage.state = self.method.policy.observe(self.step, error, computed, stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         rules = [
