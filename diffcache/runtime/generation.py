@@ -43,6 +43,8 @@ class Generation:
         self.broken = False
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
+        self.turn: Turn | None = None
+        self._surviving = _Survival(self)
         self._started = time.perf_counter()
 
     @property
@@ -51,7 +53,8 @@ class Generation:
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a run; called after `set_timesteps`."""
-        with self._survive():
+        self.turn = None
+        with self._surviving:
             if self.run is not None and self.run.index == 0:
                 self.runs.pop()
             self.runs.append(Run(self.method, scheduler, kind))
@@ -62,7 +65,8 @@ class Generation:
         """Takes in a step of an observed scheduler."""
         if self.broken:
             return
-        with self._survive():
+        self.turn = None
+        with self._surviving:
             if self.run is None:
                 self.runs.append(Run(self.method, scheduler, kind))
             if self.run.scheduler is not scheduler:
@@ -84,21 +88,22 @@ class Generation:
         kwargs: dict[str, Any],
     ) -> Any:
         """Serves one denoiser call: computes it, forecasts it, or some rows of each."""
-        turn = None
+        self.turn = None
         if not self.broken:
-            with self._survive():
-                turn = self._turn(attachment, invoke, names, args, kwargs)
-        if turn is None:
-            return self._plainly(invoke, args, kwargs)
+            with self._surviving:
+                self.turn = turn = self._turn(attachment, invoke, names, args, kwargs)
+                if turn is not None:
+                    return self._serve(attachment, turn)
+        return self._plainly(invoke, args, kwargs)
+
+    def _serve(self, attachment: Any, turn: Turn) -> Any:
         turn.proven = not self._unchecked(attachment, turn)
         before = None if turn.proven else turn.lane.snapshot()
-        with self._survive(turn):
-            output = attachment.run(turn)
-            if before is not None and turn.mask is not None and not turn.full and not turn.none:
-                output = self._check(attachment, turn, before, output)
-            self._account(turn)
-            return output
-        return self._plainly(invoke, args, kwargs)
+        output = attachment.run(turn)
+        if before is not None and turn.mask is not None and not turn.full and not turn.none:
+            output = self._check(attachment, turn, before, output)
+        self._account(turn)
+        return output
 
     def _plainly(self, invoke: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Computes a call that no run serves."""
@@ -213,16 +218,12 @@ class Generation:
         self._close_runs()
         self.report.note(f"the cache was given up and everything computed from there: {why}")
 
-    def _survive(self, turn: Turn | None = None) -> _Survival:
-        return _Survival(self, turn)
-
 
 class _Survival:
     """Turns an error of ours into a note and a full computation; the model's errors pass."""
 
-    def __init__(self, generation: Generation, turn: Turn | None) -> None:
+    def __init__(self, generation: Generation) -> None:
         self.generation = generation
-        self.turn = turn
 
     def __enter__(self) -> None:
         return None
@@ -230,7 +231,8 @@ class _Survival:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
         if error is None or not isinstance(error, Exception):
             return False
-        if os.environ.get("DIFFCACHE_STRICT") or (self.turn is not None and self.turn.in_model):
+        turn = self.generation.turn
+        if os.environ.get("DIFFCACHE_STRICT") or (turn is not None and turn.in_model):
             return False
         self.generation._give_up(f"{type(error).__name__}: {error}")
         return True
@@ -239,8 +241,9 @@ class _Survival:
 def timestep_of(arguments: dict[str, Any]) -> float | None:
     """The timestep among a denoiser call's bound arguments, on the host."""
     value = arguments.get("timestep", arguments.get("timesteps"))
-    if isinstance(value, Tensor) and value.numel():
-        return value.item() if value.numel() == 1 else float(value.flatten()[0])
+    if isinstance(value, Tensor):
+        count = value.numel()
+        return value.item() if count == 1 else value.flatten()[0].item() if count else None
     return float(value) if isinstance(value, (int, float)) else None
 
 

@@ -43,7 +43,14 @@ def _flags(mask: tuple[bool, ...]) -> Tensor:
 
 
 class Run:
-    """The mutable state between one `set_timesteps` and the next."""
+    """The mutable state between one `set_timesteps` and the next.
+
+    Attributes:
+        index: steps made, which is the current step's number.
+        position: the current step's place in the timetable.
+        time: the scheduler's coordinate there.
+        step: what policies are told of it.
+    """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
         self.method = method
@@ -54,7 +61,7 @@ class Run:
         self.begin = 0
         self.total: int | None = None
         self.opening: float | None = None
-        self.index = 0
+        self._enter(0)
         self.samples: int | None = None
         self.lanes = Lanes(method.predictor.anchors)
         self.stages: dict[int, Stage] = {}
@@ -76,22 +83,15 @@ class Run:
         return self.method.policy.evidence is ProbeChange
 
     @property
-    def position(self) -> int:
-        """The place of this step in the timetable; a loop longer than it stays at its end."""
-        return min(self.begin + self.index, len(self.timesteps) - 1)
-
-    @property
-    def time(self) -> float:
-        """The scheduler's coordinate at this step."""
-        return self.coordinates[self.position]
-
-    @property
-    def step(self) -> Step:
-        return Step(self.index, self.total, self.weights[self.position])
-
-    @property
     def bytes(self) -> int:
         return self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
+
+    def _enter(self, index: int) -> None:
+        """Makes `index` the current step; a loop longer than its timetable stays at its end."""
+        self.index = index
+        self.position = min(self.begin + index, len(self.timesteps) - 1)
+        self.time = self.coordinates[self.position]
+        self.step = Step(index, self.total, self.weights[self.position])
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -110,8 +110,9 @@ class Run:
         if timestep is not None and self.timesteps:
             distance = [abs(t - float(timestep)) for t in self.timesteps]
             self.begin = distance.index(min(distance))
-        self.lanes.restamp(self.time)
         self.total = total or len(self.timesteps) - self.begin
+        self._enter(self.index)
+        self.lanes.restamp(self.time)
         guards = self.method.guards
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
@@ -192,7 +193,7 @@ class Run:
             self.full = stochastic_by_call(arguments)
         self._observe(prediction, latents)
         self.lanes.next_step()
-        self.index += 1
+        self._enter(self.index + 1)
         # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind.
         self.stage_number = 0 if getattr(self.scheduler, "state_in_first_order", True) else 1
         self.step_rows = 0
