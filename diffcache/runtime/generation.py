@@ -24,6 +24,10 @@ current: ContextVar[Generation | None] = ContextVar("diffcache_generation", defa
 class Generation:
     """Serves denoiser calls and scheduler steps of one pipeline call and keeps its report.
 
+    Attributes:
+        version: gives a value that changes with the denoisers' weights and adapters; None where
+            nobody can change them during the generation.
+
     Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
     diffusers would, to the end of the generation, and the report says why.
     """
@@ -40,6 +44,8 @@ class Generation:
         self.report = Report(method.name)
         self.runs: list[Run] = []
         self.handlers: dict[int, Callable] = {}
+        self.version: Callable[[], Hashable] | None = None
+        self._version: Hashable = None
         self.broken = False
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
@@ -135,6 +141,8 @@ class Generation:
             )
         if run.samples is None:
             run.uniform = not all(self.checked.values())
+        if self.version is not None and not run.step_rows:
+            self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
         if run.index and not lane.histories and not run.full:
@@ -143,6 +151,17 @@ class Generation:
                 "or denoiser, or an output without a batch axis) and was computed"
             )
         return Turn(run, lane, invoke, args, kwargs, sample.shape[0])
+
+    def _compare_version(self, run: Run) -> None:
+        """Starts afresh where a callback has changed the denoiser since the last step."""
+        version = self.version()
+        if run.index and version != self._version:
+            run.forget()
+            self.report.note(
+                f"weights, adapters or attention processors changed before step {run.index}, "
+                "so the caches were started afresh"
+            )
+        self._version = version
 
     def _signature_of(self, attachment: Any, turn: Turn) -> Hashable:
         shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))

@@ -128,6 +128,13 @@ class Run:
             )
         return self.stages[number]
 
+    def forget(self) -> None:
+        """Drops what was computed and measured, so that this step computes like a first one."""
+        self.lanes = Lanes(self.method.predictor.anchors)
+        self.stages.clear()
+        self.decision = [True] * self.samples
+        self.rules = ["first"] * self.samples
+
     def couple_samples(self) -> None:
         """From this step on, all samples are computed together or none is."""
         self.uniform = True
