@@ -18,7 +18,7 @@ from .runtime.generation import Generation, current, timestep_of
 from .runtime.names import Names
 from .runtime.report import Report
 from .sites import Attachment, gate
-from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers
+from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers, version
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
 requests: ContextVar[Request | None] = ContextVar("diffcache_request", default=None)
@@ -96,8 +96,8 @@ class PipelineWrapping:
         pipe.__class__ = base_of(pipe)
         del wrappings[pipe]
 
-    def generate(self, pipe: Any, call: Callable[[], Any]) -> Any:
-        """Runs one pipeline call inside of a generation's scope."""
+    def generate(self, pipe: Any, call: Callable[[], Any], callbacks: bool) -> Any:
+        """Runs one pipeline call, which is given `callbacks` or not, in a generation's scope."""
         method = requested(self.method)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
@@ -107,7 +107,10 @@ class PipelineWrapping:
             for scheduler in schedulers(pipe):
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
-            _attach(stack, generation, method, denoisers(pipe).values())
+            modules = tuple(denoisers(pipe).values())
+            _attach(stack, generation, method, modules)
+            if callbacks:
+                generation.version = lambda: tuple(map(version, modules))
             token = current.set(generation)
             stack.callback(current.reset, token)
             return call()
@@ -127,7 +130,8 @@ def _scoped(base: type) -> dict[str, Callable]:
             return base.__call__(self, *args, **kwargs)
         for name in _CALLBACKS & kwargs.keys():
             kwargs[name] = _outside(kwargs[name])
-        return wrapping.generate(self, partial(base.__call__, self, *args, **kwargs))
+        call = partial(base.__call__, self, *args, **kwargs)
+        return wrapping.generate(self, call, any(map(kwargs.get, _CALLBACKS)))
 
     return {"__call__": __call__}
 

@@ -43,9 +43,9 @@ class ErrorBudget(Policy):
         }
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[Tensor, State]:
-        spent = state["spent"] + step.weight * evidence.predicted
+        spent = state["spent"].add(evidence.predicted, alpha=step.weight)
         # Asked this way round, an error that cannot be predicted (NaN) computes.
-        return ~(spent < state["tolerance"]), {**state, "spent": spent}
+        return spent.lt(state["tolerance"]).logical_not_(), {**state, "spent": spent}
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
         return {**state, "spent": state["spent"].masked_fill(computed, 0.0)}

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from diffcache.kernels import combine
@@ -41,9 +42,9 @@ class Predictor(ABC):
         """
         return (t[:, None] - times[:, : self.anchors]).abs().prod(1)
 
-    def predict(self, values: Sequence[Tensor], weights: Tensor) -> Tensor:
+    def predict(self, values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
         """Forecast `[rows, ...]` from `values` `[rows, ...]`, newest first.
 
         `weights` is `[rows, K]`, or `[1, K]` where all rows share them.
         """
-        return combine(values, weights[0].tolist() if len(weights) == 1 else weights)
+        return combine(values, weights[0] if len(weights) == 1 else torch.tensor(weights))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import isnan, nan
+from math import isnan, nan, sqrt
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class ForecastErrorCollector(Collector):
         error = self._unknown
         if any(computed) and self.history.fits([prediction]):
             # Where a batch is on another device, this is the one synchronisation of the step.
-            errors = self._measure(time, step, prediction).tolist()
+            errors = list(map(sqrt, self._squared_error(time, step, prediction).tolist()))
             self._learn(errors, computed)
             error = torch.tensor(errors, dtype=torch.float64)
         self.history.append([prediction], time, step, None if all(computed) else computed)
@@ -98,16 +98,16 @@ class ForecastErrorCollector(Collector):
                 old = measured if isnan(self._rates[sample]) else self._rates[sample]
                 self._rates[sample] = old + _NEWEST * (measured - old)
 
-    def _measure(self, time: float, step: int, truth: Tensor) -> Tensor:
+    def _squared_error(self, time: float, step: int, truth: Tensor) -> Tensor:
         weights = self.history.weights(self.predictor, self._at(time, step))
-        anchors = [slot[0] for slot in self.history.slots[: weights.shape[1]]]
-        coefficients = (
-            [1.0, *(-weight for weight in weights[0].tolist())]
-            if len(weights) == 1
-            else torch.cat([torch.ones(self.samples, 1, dtype=torch.float64), -weights], 1)
+        anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
+        coefficients = [[1.0, *(-weight for weight in row)] for row in weights]
+        found = latent_difference(
+            [truth, *anchors],
+            coefficients[0] if len(coefficients) == 1 else torch.tensor(coefficients),
+            absolute=False,
         )
-        found = latent_difference([truth, *anchors], coefficients)
-        return (found.sq_difference / found.sq_reference).sqrt()
+        return found.sq_difference / found.sq_reference
 
     @property
     def bytes(self) -> int:

@@ -24,6 +24,10 @@ current: ContextVar[Generation | None] = ContextVar("diffcache_generation", defa
 class Generation:
     """Serves denoiser calls and scheduler steps of one pipeline call and keeps its report.
 
+    Attributes:
+        version: gives a value that changes with the denoisers' weights and adapters; None where
+            nobody can change them during the generation.
+
     Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
     diffusers would, to the end of the generation, and the report says why.
     """
@@ -40,9 +44,13 @@ class Generation:
         self.report = Report(method.name)
         self.runs: list[Run] = []
         self.handlers: dict[int, Callable] = {}
+        self.version: Callable[[], Hashable] | None = None
+        self._version: Hashable = None
         self.broken = False
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
+        self.turn: Turn | None = None
+        self._surviving = _Survival(self)
         self._started = time.perf_counter()
 
     @property
@@ -51,7 +59,8 @@ class Generation:
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a run; called after `set_timesteps`."""
-        with self._survive():
+        self.turn = None
+        with self._surviving:
             if self.run is not None and self.run.index == 0:
                 self.runs.pop()
             self.runs.append(Run(self.method, scheduler, kind))
@@ -63,7 +72,8 @@ class Generation:
         if self.broken:
             self.steps_seen += 1
             return
-        with self._survive():
+        self.turn = None
+        with self._surviving:
             if self.run is None:
                 self.runs.append(Run(self.method, scheduler, kind))
             if self.run.scheduler is not scheduler:
@@ -85,18 +95,19 @@ class Generation:
         kwargs: dict[str, Any],
     ) -> Any:
         """Serves one denoiser call: computes it, forecasts it, or some rows of each."""
-        turn = None
+        self.turn = None
         if not self.broken:
-            with self._survive():
-                turn = self._turn(attachment, invoke, names, args, kwargs)
-        if turn is None:
-            return self._plainly(invoke, args, kwargs)
-        turn.proven = not self._unchecked(attachment, turn)
-        with self._survive(turn):
-            output = attachment.run(turn) if turn.proven else self._first(attachment, turn)
-            self._account(turn)
-            return output
+            with self._surviving:
+                self.turn = turn = self._turn(attachment, invoke, names, args, kwargs)
+                if turn is not None:
+                    return self._serve(attachment, turn)
         return self._plainly(invoke, args, kwargs)
+
+    def _serve(self, attachment: Any, turn: Turn) -> Any:
+        turn.proven = not self._unchecked(attachment, turn)
+        output = attachment.run(turn) if turn.proven else self._first(attachment, turn)
+        self._account(turn)
+        return output
 
     def _plainly(self, invoke: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Computes a call that no run serves."""
@@ -128,6 +139,8 @@ class Generation:
             )
         if run.samples is None:
             run.uniform = not all(self.checked.values())
+        if self.version is not None and not run.step_rows:
+            self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
         if run.index and not lane.histories and not run.full:
@@ -136,6 +149,17 @@ class Generation:
                 "or denoiser, or an output without a batch axis) and was computed"
             )
         return Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
+
+    def _compare_version(self, run: Run) -> None:
+        """Starts afresh where a callback has changed the denoiser since the last step."""
+        version = self.version()
+        if run.index and version != self._version:
+            run.forget()
+            self.report.note(
+                f"weights, adapters or attention processors changed before step {run.index}, "
+                "so the caches were started afresh"
+            )
+        self._version = version
 
     def _signature_of(self, attachment: Any, turn: Turn) -> Hashable:
         shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
@@ -220,16 +244,12 @@ class Generation:
         self._close_runs()
         self.report.note(f"the cache was given up and everything computed from there: {why}")
 
-    def _survive(self, turn: Turn | None = None) -> _Survival:
-        return _Survival(self, turn)
-
 
 class _Survival:
     """Turns an error of ours into a note and a full computation; the model's errors pass."""
 
-    def __init__(self, generation: Generation, turn: Turn | None) -> None:
+    def __init__(self, generation: Generation) -> None:
         self.generation = generation
-        self.turn = turn
 
     def __enter__(self) -> None:
         return None
@@ -237,7 +257,8 @@ class _Survival:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
         if error is None or not isinstance(error, Exception):
             return False
-        if os.environ.get("DIFFCACHE_STRICT") or (self.turn is not None and self.turn.in_model):
+        turn = self.generation.turn
+        if os.environ.get("DIFFCACHE_STRICT") or (turn is not None and turn.in_model):
             return False
         self.generation._give_up(f"{type(error).__name__}: {error}")
         return True
@@ -257,8 +278,9 @@ def timestep_of(arguments: dict[str, Any]) -> float | None:
     """The timestep among a denoiser call's bound arguments, on the host."""
     names = ("timestep", "timesteps", "t")
     value = next((arguments[name] for name in names if name in arguments), None)
-    if isinstance(value, Tensor) and value.numel():
-        return value.item() if value.numel() == 1 else float(value.flatten()[0])
+    if isinstance(value, Tensor):
+        count = value.numel()
+        return value.item() if count == 1 else value.flatten()[0].item() if count else None
     return float(value) if isinstance(value, (int, float)) else None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcache.predictors import Predictor
 
 Clock = tuple[tuple[float, ...], ...]
+Weights = tuple[tuple[float, ...], ...]
 
 
 class Anchor(NamedTuple):
@@ -24,9 +25,10 @@ class Anchor(NamedTuple):
 
 # Runs over one timetable ask for the same few hundred combinations again and again.
 @lru_cache(maxsize=4096)
-def _weights(predictor: Predictor, clock: Clock, t: float) -> Tensor:
+def _weights(predictor: Predictor, clock: Clock, t: float) -> Weights:
     times = torch.tensor(clock, dtype=torch.float64)
-    return predictor.coefficients(times, torch.full((len(times),), t, dtype=torch.float64))
+    found = predictor.coefficients(times, torch.full((len(times),), t, dtype=torch.float64))
+    return tuple(map(tuple, found.tolist()))
 
 
 @lru_cache(maxsize=4096)
@@ -37,6 +39,10 @@ def _growth(predictor: Predictor, clock: Clock, t: float) -> tuple[float, ...]:
     return tuple(
         predictor.growth(times, torch.full((len(times),), t, dtype=torch.float64)).tolist()
     )
+
+
+def _kinds(leaves: Sequence[Tensor]) -> list[tuple]:
+    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
 
 
 class History:
@@ -50,6 +56,7 @@ class History:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.slots: list[list[Tensor]] = []
+        self._kinds: list[tuple] = []
         self.anchors: list[list[Anchor]] = []
         # Level: all rows were always computed together, so that their anchors agree.
         self.level = True
@@ -71,12 +78,7 @@ class History:
 
     def fits(self, leaves: Sequence[Tensor]) -> bool:
         """Whether `leaves` continue what is stored: same number, shapes, dtypes, devices."""
-        if not self.slots or len(leaves) != len(self.slots[0]):
-            return False
-        return all(
-            new.shape == old.shape and new.dtype == old.dtype and new.device == old.device
-            for new, old in zip(leaves, self.slots[0], strict=True)
-        )
+        return bool(self.slots) and _kinds(leaves) == self._kinds
 
     def append(
         self, leaves: Sequence[Tensor], time: float, step: int, rows: Sequence[bool] | None = None
@@ -87,7 +89,7 @@ class History:
         timestep). Leaves of another shape, dtype or device start afresh, with all rows.
         """
         if not self.fits(leaves):
-            self.slots = []
+            self.slots, self._kinds = [], _kinds(leaves)
             self.anchors = [[] for _ in range(leaves[0].shape[0])]
             self.level, rows = True, None
         anchor = Anchor(time, step)
@@ -148,18 +150,20 @@ class History:
         for count, members in groups.items():
             yield members, tuple(tuple(a[which] for a in self.anchors[r][:count]) for r in members)
 
-    def weights(self, predictor: Predictor, t: float) -> Tensor:
-        """The predictor's weights at `t` `[rows, anchors]`, or `[1, anchors]` for all rows.
+    def weights(self, predictor: Predictor, t: float) -> Weights:
+        """The predictor's weights at `t` `[rows, anchors]`, or one row of them for all rows.
 
         Rows with fewer anchors than others are padded with zeros.
         """
         found = [(rows, _weights(predictor, clock, t)) for rows, clock in self._clocks(predictor)]
         if len(found) == 1:
             return found[0][1]
-        padded = torch.zeros(self.rows, max(w.shape[1] for _, w in found), dtype=torch.float64)
+        deepest = max(len(weights[0]) for _, weights in found)
+        padded = [(0.0,) * deepest] * self.rows
         for rows, weights in found:
-            padded[rows, : weights.shape[1]] = weights
-        return padded
+            for row, own in zip(rows, weights, strict=True):
+                padded[row] = own + (0.0,) * (deepest - len(own))
+        return tuple(padded)
 
     def growth(self, predictor: Predictor, t: float) -> list[float]:
         """The predictor's growth at `t` of each row, NaN for rows short of anchors."""
@@ -175,7 +179,7 @@ class History:
     def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
         """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
         weights = self.weights(predictor, t)
-        depth = weights.shape[1]
+        depth = len(weights[0])
         return [
             predictor.predict([slot[index] for slot in self.slots[:depth]], weights)
             for index in range(len(self.slots[0]))
@@ -193,5 +197,6 @@ class History:
     def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
         twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
+        twin._kinds = _kinds(twin.slots[0]) if twin.slots else []
         twin.anchors, twin.level = list(anchors), self.level
         return twin

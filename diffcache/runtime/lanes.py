@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ _PATIENCE = 4
 class Lane:
     """One guidance branch of one denoiser: its conditioning and what it computed, by signal."""
 
-    def __init__(self, conditioning: list[Any], capacity: int) -> None:
+    def __init__(self, conditioning: tuple[Any, ...], capacity: int) -> None:
         self.conditioning = conditioning
         self.capacity = capacity
         self.idle = 0
@@ -93,9 +94,7 @@ class Lanes:
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
         free = [lane for lane in known if id(lane) not in self._used]
-        lane = next((lane for lane in free if _match(lane, conditioning, _identical)), None)
-        if lane is None:
-            lane = next((lane for lane in free if _match(lane, conditioning, _equal)), None)
+        lane = _first(free, conditioning, operator.is_) or _first(free, conditioning, _equal)
         if lane is None:
             lane = Lane(conditioning, self.capacity)
             known.append(lane)
@@ -112,11 +111,20 @@ class Lanes:
         return sum(len(lanes) for lanes in self._known.values())
 
 
-def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
-    """The leaves of a call's arguments that name its branch, which the steps do not change."""
-    return [
-        leaf for name, value in arguments.items() if _names_branch(name) for leaf in leaves(value)
-    ]
+def conditioning_of(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a call that name its branch, which the steps do not change."""
+    return tuple(
+        # The leaves of a container, because a pipeline may refill one and the same.
+        leaves(value) if isinstance(value, (dict, list, tuple)) else value
+        for name, value in arguments.items()
+        if _names_branch(name)
+    )
+
+
+def _first(
+    lanes: list[Lane], conditioning: tuple[Any, ...], same: Callable[[Tensor, Tensor], bool]
+) -> Lane | None:
+    return next((lane for lane in lanes if _match(lane.conditioning, conditioning, same)), None)
 
 
 @cache
@@ -124,20 +132,24 @@ def _names_branch(argument: str) -> bool:
     return bool(_CONDITIONING.search(argument)) or not _CHANGING.search(argument)
 
 
-def _match(lane: Lane, new: list[Any], same: Callable[[Any, Any], bool]) -> bool:
-    return len(lane.conditioning) == len(new) and all(map(same, lane.conditioning, new))
+def _match(
+    known: Sequence[Any], new: Sequence[Any], same: Callable[[Tensor, Tensor], bool]
+) -> bool:
+    """Whether two sequences of conditioning agree, their tensors by `same`."""
+    return len(known) == len(new) and all(
+        a is b or (type(a) is type(b) and _agree(a, b, same))
+        for a, b in zip(known, new, strict=True)
+    )
 
 
-def _identical(a: Any, b: Any) -> bool:
-    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and _plain(a, b))
+def _agree(a: Any, b: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
+    if isinstance(a, Tensor):
+        return same(a, b)
+    if isinstance(a, list):
+        return _match(a, b, same)
+    return isinstance(a, Hashable) and a == b
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same_kind = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-        return a is b or (same_kind and torch.equal(a, b))
-    return _identical(a, b)
-
-
-def _plain(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and isinstance(a, Hashable) and a == b
+def _equal(a: Tensor, b: Tensor) -> bool:
+    same_kind = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return same_kind and torch.equal(a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +36,21 @@ class Stage:
     skipped: list[int]
 
 
+# Policies are pure, so that one tensor may stand for every step with this mask.
+@lru_cache(maxsize=256)
+def _flags(mask: tuple[bool, ...]) -> Tensor:
+    return torch.tensor(mask)
+
+
 class Run:
-    """The mutable state between one `set_timesteps` and the next."""
+    """The mutable state between one `set_timesteps` and the next.
+
+    Attributes:
+        index: steps made, which is the current step's number.
+        position: the current step's place in the timetable.
+        time: the scheduler's coordinate there.
+        step: what policies are told of it.
+    """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
         self.method = method
@@ -47,7 +61,7 @@ class Run:
         self.begin = 0
         self.total: int | None = None
         self.opening: float | None = None
-        self.index = 0
+        self._enter(0)
         self.samples: int | None = None
         self.lanes = Lanes(method.predictor.anchors)
         self.stages: dict[int, Stage] = {}
@@ -70,22 +84,15 @@ class Run:
         return self.method.policy.evidence is ProbeChange
 
     @property
-    def position(self) -> int:
-        """The place of this step in the timetable; a loop longer than it stays at its end."""
-        return min(self.begin + self.index, len(self.timesteps) - 1)
-
-    @property
-    def time(self) -> float:
-        """The scheduler's coordinate at this step."""
-        return self.coordinates[self.position]
-
-    @property
-    def step(self) -> Step:
-        return Step(self.index, self.total, self.weights[self.position])
-
-    @property
     def bytes(self) -> int:
         return self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
+
+    def _enter(self, index: int) -> None:
+        """Makes `index` the current step; a loop longer than its timetable stays at its end."""
+        self.index = index
+        self.position = min(self.begin + index, len(self.timesteps) - 1)
+        self.time = self.coordinates[self.position]
+        self.step = Step(index, self.total, self.weights[self.position])
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -104,8 +111,9 @@ class Run:
         if timestep is not None and self.timesteps:
             distance = [abs(t - float(timestep)) for t in self.timesteps]
             self.begin = distance.index(min(distance))
-        self.lanes.restamp(self.time)
         self.total = total or len(self.timesteps) - self.begin
+        self._enter(self.index)
+        self.lanes.restamp(self.time)
         guards = self.method.guards
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
@@ -125,6 +133,13 @@ class Run:
         """Says something once in the generation's report."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def forget(self) -> None:
+        """Drops what was computed and measured, so that this step computes like a first one."""
+        self.lanes = Lanes(self.method.predictor.anchors)
+        self.stages.clear()
+        self.decision = [True] * self.samples
+        self.rules = ["first"] * self.samples
 
     def couple_samples(self) -> None:
         """From this step on, all samples are computed together or none is."""
@@ -191,7 +206,7 @@ class Run:
             self.full = stochastic_by_call(arguments)
         self._observe(prediction, latents)
         self.lanes.next_step()
-        self.index += 1
+        self._enter(self.index + 1)
         # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind.
         self.stage_number = 0 if getattr(self.scheduler, "state_in_first_order", True) else 1
         self.step_rows = 0
@@ -205,9 +220,8 @@ class Run:
             truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
             if not self.in_forward or any(truth):
                 error = stage.collector.after(self.time, self.index, prediction, latents, truth)
-                stage.state = self.method.policy.observe(
-                    self.step, error, torch.tensor(truth), stage.state
-                )
+                computed = _flags(tuple(truth))
+                stage.state = self.method.policy.observe(self.step, error, computed, stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         rules = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
@@ -99,3 +99,24 @@ def is_unet(denoiser: nn.Module) -> bool:
     """Whether the denoiser has skip connections from a way down to a way up."""
     plain = plain_module(denoiser)
     return hasattr(plain, "down_blocks") and hasattr(plain, "up_blocks")
+
+
+def version(denoiser: nn.Module) -> Hashable:
+    """Changes when weights are written in place, or adapters or attention processors change.
+
+    Offloading, which moves and replaces parameters all the time, does not change it.
+    """
+    plain = plain_module(denoiser)
+    written = sum(parameter._version for parameter in plain.parameters())
+    return written, tuple(state for module in plain.modules() if (state := _adapted(module)))
+
+
+def _adapted(module: nn.Module) -> tuple:
+    """The adapters of a layer (peft's names) or the processor of an attention, if it has any."""
+    found = vars(module)
+    processor = found.get("processor")
+    scales = found.get("scaling"), getattr(processor, "scale", None)
+    active = found.get("_active_adapter"), found.get("_disable_adapters")
+    if processor is None and scales[0] is None:
+        return ()
+    return id(processor), *map(str, scales), *map(str, active)

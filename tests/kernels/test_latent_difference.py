@@ -134,6 +134,16 @@ def test_steps_are_filled_only_on_demand(engine, operand):
     torch.testing.assert_close(without[:4], complete[:4])
 
 
+@pytest.mark.parametrize("steps", [False, True])
+def test_absolute_sums_can_be_left_out(engine, operand, steps):
+    tensors = [operand((3, 4, 17), device=engine.device) for _ in range(3)]
+    lean = kernels.latent_difference(tensors, COEFFICIENTS[:3], steps=steps, absolute=False)
+    complete = kernels.latent_difference(tensors, COEFFICIENTS[:3], steps=steps)
+    assert lean.abs_difference is None and lean.abs_reference is None
+    for ours, theirs in zip(lean[2:], complete[2:], strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(("terms", "zero"), [(1, FIELDS[4:]), (2, FIELDS[6:])])
 def test_steps_that_need_more_tensors_are_zero(engine, operand, terms, zero):
     tensors = [operand((2, 5), device=engine.device) for _ in range(terms)]
