@@ -54,10 +54,14 @@ class Turn:
     def ask(self, change: Tensor, reference: Tensor) -> None:
         """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
 
-        The mask then holds for the call.
+        The mask then holds for the call. A probe that has not changed at all sees neither the
+        sample nor the timestep, as the first block of a text refiner: every row then computes.
         """
         samples = self.run.samples
         totals = torch.stack([change, reference]).cpu().double().reshape(2, -1, samples).sum(1)
+        if not totals[0].any():
+            self.run.note("the first block gave the same at two steps, so all blocks were computed")
+            return self.compute_all()
         self._settle(self.run.ask(totals[0] / totals[1]))
 
     @property
