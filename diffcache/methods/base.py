@@ -67,10 +67,12 @@ class Method:
     def configured(self, **options: Any) -> Method:
         """The method with options of its parts, or whole parts, replaced.
 
+        A part may be given as the name of the method it is taken from: `predictor="taylorseer"`.
+
         Raises:
             ValueError: no part has that option, or a value is refused by its part.
         """
-        whole = {name: options.pop(name) for name in list(options) if name in _PARTS}
+        whole = {name: _part(name, options.pop(name)) for name in list(options) if name in _PARTS}
         if whole:
             return replace(self, **whole).configured(**options)
         parts = {name: getattr(self, name) for name in _PARTS}
@@ -88,6 +90,15 @@ class Method:
             }
             parts[name] = replace(part, **own) if own else part
         return replace(self, **parts)
+
+
+def _part(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    # The registry is made of modules that import this one.
+    from . import find
+
+    return getattr(find(value), name)
 
 
 def _frozen(value: Any) -> Any:

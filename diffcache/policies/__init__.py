@@ -1,33 +1,44 @@
 """When to compute: pure strategies over numbers, usable without hooks or diffusers."""
 
+from .accumulated import Accumulated, AccumulatedPrediction, AccumulatedProbe
 from .base import (
     Evidence,
     ForecastError,
     LatentChange,
     NoEvidence,
     Policy,
+    PredictedChange,
     ProbeChange,
     State,
     Step,
 )
 from .budget import ErrorBudget
-from .fixed import Interval, Mask
+from .fixed import GrowingInterval, Interval, Mask
+from .magnitude import MagnitudeRatios
 from .released import ReleasedThirdOrder
+from .statistics import Statistics
 from .third_order import ThirdOrder
 from .threshold import Threshold
 
 __all__ = [
+    "Accumulated",
+    "AccumulatedPrediction",
+    "AccumulatedProbe",
     "ErrorBudget",
     "Evidence",
     "ForecastError",
+    "GrowingInterval",
     "Interval",
     "LatentChange",
+    "MagnitudeRatios",
     "Mask",
     "NoEvidence",
     "Policy",
+    "PredictedChange",
     "ProbeChange",
     "ReleasedThirdOrder",
     "State",
+    "Statistics",
     "Step",
     "ThirdOrder",
     "Threshold",

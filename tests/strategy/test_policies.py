@@ -6,6 +6,7 @@ import torch
 from diffcache.policies import (
     ErrorBudget,
     ForecastError,
+    GrowingInterval,
     Interval,
     LatentChange,
     Mask,
@@ -81,6 +82,35 @@ def test_interval(every, start, expected):
     policy = Interval(every=every, start=start)
     masks = [policy.decide(Step(i, 6), NoEvidence(2), {})[0] for i in range(6)]
     assert [mask.tolist() for mask in masks] == [[bool(e)] * 2 for e in expected]
+
+
+def test_interval_counts_from_its_phase():
+    policy = Interval(every=5, start=3, phase=1)
+    computed = [i for i in range(16) if policy.decide(Step(i, 16), NoEvidence(1), {})[0].item()]
+    assert computed == [0, 1, 2, 4, 9, 14]
+
+
+@pytest.mark.parametrize(("growth", "published"), [(0.75, 14), (3.0, 10)])
+def test_growing_interval_makes_the_published_count_of_calls(growth, published):
+    policy = GrowingInterval(window=2.0, growth=growth, start=5)
+    state, calls = policy.init(2), 0
+    for i in range(50):
+        mask, state = policy.decide(Step(i, 50), NoEvidence(2), state)
+        assert mask[0] == mask[1]
+        state = policy.observe(Step(i, 50), vector(0.0, 0.0), mask, state)
+        calls += int(mask[0])
+    assert calls == published
+
+
+def test_growing_interval_counts_for_each_sample_from_its_own_computed_step():
+    policy = GrowingInterval(window=3.0, growth=1.0, start=0)
+    state = policy.init(2)
+    for i, computed in enumerate([(True, True), (False, False), (True, False)]):
+        mask, state = policy.decide(Step(i, 50), NoEvidence(2), state)
+        state = policy.observe(Step(i, 50), vector(0, 0), torch.tensor(computed), state)
+    assert policy.decide(Step(3, 50), NoEvidence(2), state)[0].tolist() == [False, False]
+    _, state = policy.decide(Step(3, 50), NoEvidence(2), state)
+    assert policy.decide(Step(4, 50), NoEvidence(2), state)[0].tolist() == [False, True]
 
 
 def test_mask_plays_back_and_computes_where_it_does_not_fit():
