@@ -2,6 +2,7 @@
 
 from .accumulated import Accumulated, AccumulatedPrediction, AccumulatedProbe
 from .base import (
+    DraftError,
     Evidence,
     ForecastError,
     LatentChange,
@@ -13,6 +14,7 @@ from .base import (
     Step,
 )
 from .budget import ErrorBudget
+from .drafted import Drafted
 from .fixed import GrowingInterval, Interval, Mask
 from .magnitude import MagnitudeRatios
 from .released import ReleasedThirdOrder
@@ -24,6 +26,8 @@ __all__ = [
     "Accumulated",
     "AccumulatedPrediction",
     "AccumulatedProbe",
+    "DraftError",
+    "Drafted",
     "ErrorBudget",
     "Evidence",
     "ForecastError",

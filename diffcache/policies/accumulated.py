@@ -75,7 +75,7 @@ class AccumulatedProbe(Accumulated):
         The residuals' change stands for the output's: that is ours.
         """
         probe = statistics.change("probe", lag=1)
-        values = [statistics.change(key, lag=1) for key in statistics.keys() if key != "probe"]
+        values = [statistics.change(key, lag=1) for key in statistics.changes if key != "probe"]
         known = [i for i, x in enumerate(probe) if x is not None and all(v[i] for v in values)]
         x = torch.tensor([probe[i] for i in known], dtype=torch.float64)
         y = torch.tensor([sum(v[i] for v in values) / len(values) for i in known])

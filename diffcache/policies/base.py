@@ -43,6 +43,15 @@ class NoEvidence(Evidence):
 
 
 @dataclass(frozen=True)
+class DraftError(NoEvidence):
+    """For policies that decide from the step alone, and then `accept` drafts by their error.
+
+    The error is mean |forecast − computed| / |computed| of the last block's output, computed from
+    what was forecast to enter it.
+    """
+
+
+@dataclass(frozen=True)
 class ForecastError(Evidence):
     """The relative error ‖truth − forecast‖ / ‖truth‖ that forecasting this step would make.
 

@@ -22,10 +22,6 @@ class Statistics:
     changes: dict[str, tuple[Curve, ...]] = field(default_factory=dict)
     ratios: dict[str, Curve] = field(default_factory=dict)
 
-    def keys(self) -> list[str]:
-        """What was recorded."""
-        return sorted(self.changes)
-
     def change(self, key: str, lag: int) -> Curve:
         """The change of `key` at that lag.
 
@@ -33,8 +29,9 @@ class Statistics:
             ValueError: `key` was not recorded.
         """
         if key not in self.changes:
+            found = ", ".join(sorted(self.changes)) or "nothing"
             raise ValueError(
-                f"the calibration has no {key!r}, only {', '.join(self.keys()) or 'nothing'}; "
+                f"the calibration has no {key!r}, only {found}; "
                 "calibrate with the method that it is for"
             )
         return self.changes[key][lag - 1]

@@ -57,7 +57,7 @@ class Call:
 class Role:
     """What a block does when the stack is bypassed."""
 
-    kind: Literal["head", "bypassed"]
+    kind: Literal["head", "bypassed", "last"]
     list_index: int
     source: bool = False
     sink: bool = False
@@ -67,7 +67,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Plan:
-    """Roles by block, and the lists that have a sink. Blocks of the tail have no role."""
+    """Roles by block, and the lists that have a sink. Of the tail only the last has a role."""
 
     roles: dict[int, Role]
     sinks: tuple[int, ...]
@@ -146,6 +146,8 @@ class Recording:
                 roles[id(block)] = Role(
                     "bypassed", index, source=block is chain[0], sink=block is chain[-1]
                 )
+        if self.tail:
+            roles[id(order[-1])] = Role("last", self._where[id(order[-1])])
         self.plan = Plan(roles, tuple(sinks))
         if not {id(block) for block in self._borders(order)} <= self._border:
             self.calls.clear()
