@@ -1,4 +1,4 @@
-"""Policies that read no evidence: a fixed interval, and a mask played back."""
+"""Policies that read no evidence: a fixed or growing interval, and a mask played back."""
 
 from __future__ import annotations
 
@@ -7,23 +7,65 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step
+from .base import NoEvidence, Policy, State, Step, check_number
 
 
 @dataclass(frozen=True)
 class Interval(Policy):
-    """Computes one step in `every`, counted from step `start`; the steps before it are computed."""
+    """Computes one step in `every`, counted from `phase` steps after step `start`.
+
+    The steps before `start` are computed.
+    """
 
     every: int = 2
     start: int = 0
+    phase: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every={self.every!r} is not a positive step count; try every=2")
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
-        compute = step.index < self.start or (step.index - self.start) % self.every == 0
+        counted = step.index - self.start
+        compute = counted < 0 or (counted - self.phase) % self.every == 0
         return torch.full((evidence.samples,), compute), state
+
+
+@dataclass(frozen=True)
+class GrowingInterval(Policy):
+    """Computes one step in `window`, which grows with every step computed (Spectrum, CVPR 2026).
+
+    Args:
+        window: steps from one computed step to the next, rounded down.
+        growth: what `window` gains after a computed step; published 0.75 and 3.
+        start: the steps before it are computed and leave the window as it is.
+    """
+
+    window: float = 2.0
+    growth: float = 0.75
+    start: int = 5
+
+    def __post_init__(self) -> None:
+        check_number("window", self.window, 2.0)
+        check_number("growth", self.growth, 0.75)
+
+    def init(self, samples: int) -> State:
+        return {
+            "window": torch.full((samples,), float(self.window), dtype=torch.float64),
+            "since": torch.zeros(samples, dtype=torch.float64),
+        }
+
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        since = state["since"] + 1
+        compute = (since >= state["window"].floor()) | (step.index < self.start)
+        return compute, {**state, "since": since}
+
+    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+        grown = computed & (step.index >= self.start)
+        return {
+            "window": state["window"] + self.growth * grown,
+            "since": state["since"].masked_fill(computed, 0.0),
+        }
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,9 @@ class Generation:
         return (attachment.key, turn.rows, shapes)
 
     def _unchecked(self, attachment: Any, turn: Turn) -> bool:
-        if turn.rows == 1 or (turn.mask is not None and (turn.full or turn.none)):
+        # A draft that some rows reject becomes a mixed step.
+        settled = turn.mask is not None and (turn.full or (turn.none and not turn.verifies))
+        if turn.rows == 1 or settled:
             return False
         return self._signature_of(attachment, turn) not in self.checked
 
@@ -233,8 +235,8 @@ class Generation:
             self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
             self.report.trace.extend(run.trace)
             self.masks.extend(run.masks)
-            for note in run.notes:
-                self.report.note(note)
+            for text in run.notes:
+                self.report.note(text)
             if run.full:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         self.runs.clear()
