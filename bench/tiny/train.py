@@ -1,6 +1,7 @@
 """Train the tiny pipelines' models: ``train.py KIND --minutes N --threads T --out DIR``.
 
-``KIND`` is ``vae`` first, then ``unet`` and ``dit`` in any order, on the latents of that ``vae``.
+``KIND`` is ``vae`` first, then ``unet`` and ``dit`` in any order, on the latents of that ``vae``,
+whose ``decoder`` may be trained on at any time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from diffcache.tiny import _configs, _models
 
-BATCH = {"vae": 16, "unet": 32, "dit": 32}
-RATE = {"vae": 2e-3, "unet": 6e-4, "dit": 8e-4}
+BATCH = {"vae": 16, "decoder": 4, "unet": 32, "dit": 32}
+RATE = {"vae": 2e-3, "decoder": 1e-3, "unet": 6e-4, "dit": 8e-4}
 SAVE_SECONDS = 300
 
 
@@ -170,6 +171,26 @@ def train_vae(options: argparse.Namespace) -> None:
     save(trained, options.out / "vae.safetensors")
 
 
+def train_decoder(options: argparse.Namespace) -> None:
+    """Train the decoder of a trained autoencoder on; its latents stay what they are."""
+    images, _ = rendered(options.out, options.scenes)
+    rng = np.random.default_rng(2)
+    vae = _models.vae()
+    vae.load_state_dict(load_file(options.out / "vae.safetensors"))
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss_of() -> torch.Tensor:
+        x = pixels_of(images[np.sort(rng.integers(0, len(images), BATCH["decoder"]))])
+        with torch.no_grad():
+            latents = vae.encode(x).latent_dist.mean
+        # A denoiser's latents are a little off, and the decoder should not care.
+        latents = latents + 0.05 * torch.randn_like(latents)
+        return difference(x, vae.decode(latents).sample.float())
+
+    optimise("decoder", torch.nn.ModuleDict({"vae": vae}), loss_of, options)
+
+
 @torch.no_grad()
 def fold(vae: torch.nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Shift and scale a VAE's latents, so that they are ``(z - mean) / deviation`` from now on."""
@@ -236,7 +257,7 @@ def train_dit(options: argparse.Namespace) -> None:
     optimise("dit", models, loss_of, options)
 
 
-TRAINERS = {"vae": train_vae, "unet": train_unet, "dit": train_dit}
+TRAINERS = {"vae": train_vae, "decoder": train_decoder, "unet": train_unet, "dit": train_dit}
 
 
 def main() -> None:
