@@ -12,6 +12,7 @@ from .base import (
 )
 from .budget import ErrorBudget
 from .fixed import Interval, Mask
+from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
 from .third_order import ThirdOrder
 from .threshold import Threshold
@@ -25,6 +26,7 @@ __all__ = [
     "Mask",
     "NoEvidence",
     "Policy",
+    "PowerLaw",
     "ProbeChange",
     "ReleasedThirdOrder",
     "State",

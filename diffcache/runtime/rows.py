@@ -34,16 +34,17 @@ def tensor_leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def blocks_of(leaf: Tensor, rows: int) -> int:
+def blocks_of(leaf: Tensor, rows: int, width: int = 1) -> int:
     """How many entries of the leaf's first axis belong to a row; 0 where it has no batch axis.
 
     Longer first axes (AnimateDiff's text has a row a frame) only count from three axes on: position
-    ids `[tokens, 3]` are longer than the batch by accident.
+    ids `[tokens, 3]` are longer than the batch by accident. `width` entries a row (a video block's
+    time embedding `[frames * rows, channels]`) count in any case.
     """
     if leaf.ndim == 0 or leaf.shape[0] == 0 or leaf.shape[0] % rows:
         return 0
     blocks = leaf.shape[0] // rows
-    return blocks if blocks == 1 or leaf.ndim >= 3 else 0
+    return blocks if blocks in (1, width) or leaf.ndim >= 3 else 0
 
 
 def _like(tree: dict, items: dict) -> dict:
@@ -51,14 +52,17 @@ def _like(tree: dict, items: dict) -> dict:
     return items if type(tree) is dict else type(tree)(**items)
 
 
-def take(tree: Any, rows: int, index: Tensor) -> Any:
-    """`tree` restricted to the rows in `index`, wherever a leaf or a list has `rows` rows."""
+def take(tree: Any, rows: int, index: Tensor, width: int = 1) -> Any:
+    """`tree` restricted to the rows in `index`, wherever a leaf or a list has `rows` rows.
+
+    `width` is as in `blocks_of`.
+    """
 
     def batched(leaf: Any) -> bool:
-        return isinstance(leaf, Tensor) and blocks_of(leaf, rows) > 0
+        return isinstance(leaf, Tensor) and blocks_of(leaf, rows, width) > 0
 
     def pick(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not (blocks := blocks_of(leaf, rows)):
+        if not isinstance(leaf, Tensor) or not (blocks := blocks_of(leaf, rows, width)):
             return leaf
         where = index.to(leaf.device)
         if blocks == 1:
@@ -66,13 +70,13 @@ def take(tree: Any, rows: int, index: Tensor) -> Any:
         return leaf.unflatten(0, (rows, blocks))[where].flatten(0, 1)
 
     if isinstance(tree, dict):
-        return _like(tree, {k: take(v, rows, index) for k, v in tree.items()})
+        return _like(tree, {k: take(v, rows, index, width) for k, v in tree.items()})
     if isinstance(tree, list) and len(tree) == rows and not any(map(batched, tree)):
         return [tree[i] for i in index.tolist()]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(take(v, rows, index) for v in tree))
+        return type(tree)(*(take(v, rows, index, width) for v in tree))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(take(v, rows, index) for v in tree)
+        return type(tree)(take(v, rows, index, width) for v in tree)
     return pick(tree)
 
 
