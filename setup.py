@@ -23,6 +23,7 @@ TEST = [
     *TRITON,
     "accelerate>=1.0",
     "cache-dit>=1.3",
+    "deepcache>=0.1.1",
     "peft>=0.17",
     "pytest>=8.2",
     "pytest-benchmark>=5.0",

@@ -17,6 +17,7 @@ from .budget import ErrorBudget
 from .drafted import Drafted
 from .fixed import GrowingInterval, Interval, Mask
 from .magnitude import MagnitudeRatios
+from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
 from .statistics import Statistics
 from .third_order import ThirdOrder
@@ -38,6 +39,7 @@ __all__ = [
     "Mask",
     "NoEvidence",
     "Policy",
+    "PowerLaw",
     "PredictedChange",
     "ProbeChange",
     "ReleasedThirdOrder",

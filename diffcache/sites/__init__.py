@@ -3,5 +3,6 @@
 from .base import Attachment, Site
 from .block_stack import BlockStack
 from .output import Output
+from .unet_branch import UNetBranch
 
-__all__ = ["Attachment", "BlockStack", "Output", "Site"]
+__all__ = ["Attachment", "BlockStack", "Output", "Site", "UNetBranch"]

@@ -20,7 +20,7 @@ from .discovery import block_lists, is_unet
 from .gate import close_gate, open_gate
 from .modulated import ModulatedInput
 from .output import Output, OutputAttachment
-from .recording import Recording, placeholder
+from .recording import Recording, describe, placeholder
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class _BlockStackAttachment(Attachment):
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
             output = compute(*args, **kwargs)
-            turn.lane.memory[("output", id(block))] = self.recording.describe(output)
+            turn.lane.memory[("output", id(block))] = describe(output)
         elif turn.none:
             described = turn.lane.memory[("output", id(block))]
             output = None if role.sink else described.empty()

@@ -41,6 +41,14 @@ class Described:
         return self.structure.fill([placeholder(meta) for meta in self.metas])
 
 
+def describe(output: Any) -> Described:
+    """The output without its tensors."""
+    found = leaves(output)
+    positions = tuple(i for i, leaf in enumerate(found) if isinstance(leaf, Tensor))
+    metas = tuple((found[i].shape, found[i].dtype, found[i].device) for i in positions)
+    return Described(Structure(output), metas, positions)
+
+
 @dataclass(frozen=True)
 class Call:
     """A block's call in the recorded pass; what passed is kept of the blocks that border others."""
@@ -110,7 +118,7 @@ class Recording:
                     if isinstance(leaf, Tensor) and value is leaf:
                         self._ties[index][position] = name
         output = plain(*args, **kwargs)
-        described = self.describe(output)
+        described = describe(output)
         if id(block) in self._border:
             self.calls.append(Call(block, described, args, kwargs, output, kept=True))
         else:
@@ -159,13 +167,6 @@ class Recording:
 
     def _bind(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
         return self._names[index](args, kwargs)
-
-    def describe(self, output: Any) -> Described:
-        """The output without its tensors."""
-        found = leaves(output)
-        positions = tuple(i for i, leaf in enumerate(found) if isinstance(leaf, Tensor))
-        metas = tuple((found[i].shape, found[i].dtype, found[i].device) for i in positions)
-        return Described(Structure(output), metas, positions)
 
     def inputs(self, index: int, args: tuple, kwargs: dict) -> dict[int, Tensor]:
         """What enters list `index`, by the position of the output leaf that it becomes."""

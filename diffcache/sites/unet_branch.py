@@ -1,0 +1,200 @@
+"""The deep part of a UNet: a skip runs the outermost layers and bridges everything below them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcache.policies import ForecastError, LatentChange, NoEvidence
+from diffcache.runtime.rows import take, tensor_leaves
+from diffcache.runtime.turn import Turn
+
+from .base import Attachment, Site
+from .discovery import is_unet, plain_module
+from .gate import close_gate, open_gate
+from .output import OutputAttachment
+from .recording import Described, describe, placeholder
+from .unet_levels import below
+
+
+@dataclass(frozen=True)
+class UNetBranch(Site):
+    """Bypasses all of a UNet but its outermost levels.
+
+    The last module that is bypassed gives the deep feature, cached or forecast; all others give
+    placeholders, which only bypassed modules take in. Residuals that the parent adds between
+    blocks (ControlNet, T2I-Adapter) are added to what is computed, and are part of the feature as
+    it was computed.
+
+    Args:
+        depth: levels that are always computed whole, on the way down and up.
+        inner: layers of the next level that are always computed: the last `inner` layers (resnet
+            and attention) on the way up, with the first `inner - 1` on the way down, whose skips
+            they take; the topmost takes what enters the level. More layers than the level has
+            mean all of them. A level whose layers take no skip each counts as a whole. DeepCache's
+            `cache_branch_id` b in a UNet of two layers a level is depth=b // 3, inner=b % 3 + 1.
+
+    One tensor of the level's size is kept for each guidance branch and anchor of the predictor.
+    """
+
+    depth: int = 0
+    inner: int = 1
+    provides = frozenset({NoEvidence, ForecastError, LatentChange})
+
+    def __post_init__(self) -> None:
+        if self.depth < 0 or self.inner < 0 or self.depth + self.inner == 0:
+            raise ValueError(
+                f"depth={self.depth}, inner={self.inner}: counts cannot be negative, and something "
+                "has to stay computed; try depth=0, inner=1"
+            )
+
+    def check(self, denoiser: nn.Module) -> None:
+        name = type(plain_module(denoiser)).__name__
+        if not is_unet(denoiser):
+            raise ValueError(
+                f"{name} is no UNet, so it has no deep branch to bypass; use a method on another "
+                "site, for example diffcache.wrap(pipe, 'adaptive')"
+            )
+        unet = plain_module(denoiser)
+        levels = len(unet.up_blocks)
+        if len(unet.down_blocks) != levels or self.depth >= levels:
+            raise ValueError(
+                f"UNetBranch(depth={self.depth}) does not fit {name}, which has "
+                f"{len(unet.down_blocks)} levels on the way down and {levels} on the way up; "
+                f"use depth <= {levels - 1}, or diffcache.wrap(pipe, 'adaptive')"
+            )
+
+    def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
+        return _BranchAttachment(self, denoiser, handlers)
+
+
+class _BranchAttachment(Attachment):
+    def __init__(self, site: UNetBranch, denoiser: nn.Module, handlers: dict) -> None:
+        self.key = id(denoiser)
+        self.below = below(denoiser, site.depth, site.inner)
+        self.fallback = OutputAttachment(denoiser)
+        self.turn: Turn | None = None
+        self.sink: int | None = None
+        self.blind = False
+        self.order: list[int] = []
+        self.feature: Any = None
+        for module in self.below.modules:
+            open_gate(module)
+            handlers[id(module)] = partial(self._serve, module)
+
+    def detach(self) -> None:
+        for module in self.below.modules:
+            close_gate(module)
+
+    def run(self, turn: Turn) -> Any:
+        if self.blind:
+            return self.fallback.run(turn)
+        recording = self.sink is None
+        if recording or not turn.can_forecast("deep"):
+            turn.compute_all()
+        self.turn = turn
+        try:
+            output = turn.invoke(turn.args, turn.kwargs)
+            if recording:
+                self._settle(turn)
+        finally:
+            self.turn = self.feature = None
+            self.order.clear()
+        return output
+
+    def _settle(self, turn: Turn) -> None:
+        """Finds the sink of the pass just recorded, and stores what it gave."""
+        order = self.order
+        known = order and len(set(order)) == len(order) and order[-1] in self.below.last
+        if known and all(_width(leaf, turn.rows) for leaf in tensor_leaves(self.feature)):
+            self.sink = order[-1]
+            turn.remember("deep", _by_row(tensor_leaves(self.feature), turn.rows))
+            return
+        self.blind = True
+        turn.run.note(
+            "the UNet's deep branch cannot be told from its calls (compiled, or another "
+            "structure), so its whole output is cached instead"
+        )
+
+    def _serve(self, module: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        turn = self.turn
+        if turn is None:
+            return plain(*args, **kwargs)
+        turn.in_model = False
+        output = self._play(turn, id(module), plain, args, kwargs)
+        turn.in_model = turn.full
+        return output
+
+    def _play(self, turn: Turn, key: int, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        if turn.full:
+            output = turn.compute(plain, *args, **kwargs)
+            turn.lane.memory[("output", key)] = (describe(output), _aliases(output))
+            if self.sink is None:
+                self.order.append(key)
+                if key in self.below.last:
+                    # Parents write in place into what a block returns (FreeU).
+                    self.feature = [leaf.clone() for leaf in tensor_leaves(output)]
+            elif key == self.sink:
+                turn.remember("deep", _by_row(tensor_leaves(output), turn.rows))
+            return output
+        described, aliases = turn.lane.memory[("output", key)]
+        if turn.none and key != self.sink:
+            return described.empty()
+        if turn.none:
+            return _fill(described, aliases, _flat(turn.forecast("deep"), described))
+        whole = self._mixed(turn, described, plain, args, kwargs)
+        if key == self.sink:
+            forecast = turn.forecast("deep")
+            real = _by_row(whole, turn.rows)
+            turn.remember("deep", real)
+            mask = torch.tensor(turn.mask)
+            bridged = [
+                torch.where(mask.to(r.device).reshape(-1, *[1] * (r.ndim - 1)), r, guess)
+                for r, guess in zip(real, forecast, strict=True)
+            ]
+            whole = _flat(bridged, described)
+        return _fill(described, aliases, whole)
+
+    def _mixed(
+        self, turn: Turn, described: Described, plain: Callable, args: tuple, kwargs: dict
+    ) -> list[Tensor]:
+        """The module's output tensors, with placeholders in rows that are not computed."""
+        index, rows = turn.index(), turn.rows
+        args, kwargs = take((args, kwargs), rows, index)
+        computed = plain(*args, **kwargs)
+        whole = [placeholder(meta) for meta in described.metas]
+        for part, tensor in zip(described.tensors_of(computed), whole, strict=True):
+            width = _width(tensor, rows)
+            where = index.to(tensor.device)
+            tensor.unflatten(0, (rows, width))[where] = part.unflatten(0, (len(index), width))
+        return whole
+
+
+def _width(tensor: Tensor, rows: int) -> int:
+    """How many entries of the first axis a row has (frames of a video); 0 where rows have none."""
+    return 0 if tensor.ndim == 0 or tensor.shape[0] % rows else tensor.shape[0] // rows
+
+
+def _by_row(tensors: list[Tensor], rows: int) -> list[Tensor]:
+    """`[rows * n, ...]` as `[rows, n, ...]`."""
+    return [tensor.unflatten(0, (rows, -1)) for tensor in tensors]
+
+
+def _flat(tensors: list[Tensor], described: Described) -> list[Tensor]:
+    return [t.reshape(meta[0]) for t, meta in zip(tensors, described.metas, strict=True)]
+
+
+def _aliases(output: Any) -> tuple[int, ...]:
+    """For each tensor of an output, the first place where the same one stands."""
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(id(leaf), i) for i, leaf in enumerate(tensor_leaves(output)))
+
+
+def _fill(described: Described, aliases: tuple[int, ...], tensors: list[Tensor]) -> Any:
+    """The output; a tensor that stood twice does so again, as parents write into it in place."""
+    return described.structure.fill([tensors[place] for place in aliases])
