@@ -11,16 +11,21 @@ from .base import (
     Step,
 )
 from .budget import ErrorBudget
-from .fixed import Interval, Mask
+from .by_role import ByRole
+from .fixed import Gated, Interval, Mask
+from .lag_errors import LagErrors
 from .released import ReleasedThirdOrder
 from .third_order import ThirdOrder
 from .threshold import Threshold
 
 __all__ = [
+    "ByRole",
     "ErrorBudget",
     "Evidence",
     "ForecastError",
+    "Gated",
     "Interval",
+    "LagErrors",
     "LatentChange",
     "Mask",
     "NoEvidence",

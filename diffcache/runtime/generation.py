@@ -104,9 +104,11 @@ class Generation:
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
         turn.proven = not self._unchecked(attachment, turn)
+        if not turn.proven:
+            turn.expose_row()
         before = None if turn.proven else turn.lane.snapshot()
         output = attachment.run(turn)
-        if before is not None and turn.mask is not None and not turn.full and not turn.none:
+        if before is not None and turn.mixed:
             output = self._check(attachment, turn, before, output)
         self._account(turn)
         return output
@@ -168,7 +170,7 @@ class Generation:
         return (attachment.key, turn.rows, shapes)
 
     def _unchecked(self, attachment: Any, turn: Turn) -> bool:
-        if turn.rows == 1 or (turn.mask is not None and (turn.full or turn.none)):
+        if turn.rows == 1 or (turn.mask is not None and not turn.mixed):
             return False
         return self._signature_of(attachment, turn) not in self.checked
 

@@ -2,6 +2,7 @@
 
 from .base import Attachment, Site
 from .block_stack import BlockStack
+from .modules import Modules
 from .output import Output
 
-__all__ = ["Attachment", "BlockStack", "Output", "Site"]
+__all__ = ["Attachment", "BlockStack", "Modules", "Output", "Site"]
