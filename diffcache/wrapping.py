@@ -213,7 +213,12 @@ class ModelWrapping:
             return
         self._generation.scheduler_stepped(scheduler, kind, arguments, latents)
         run = self._generation.run
-        if run is not None and run.total is not None and run.index >= run.total:
+        if run is None:
+            # A generation that gave up has no run any more that would know where it began.
+            finished = self._generation.steps_seen >= len(scheduler.timesteps)
+        else:
+            finished = run.total is not None and run.index >= run.total
+        if finished:
             self._end()
 
     def _begin(self) -> None:

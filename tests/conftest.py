@@ -1,7 +1,12 @@
 """Pipelines with random weights, small enough to run a whole generation in a moment."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -115,6 +120,21 @@ def _dit(seed: int = 0) -> FluxPipeline:
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def bench() -> Callable[[str], ModuleType]:
+    """A module of the folder `bench`, which is not installed: `bench("denoisers")`."""
+
+    @cache
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parent.parent / "bench" / f"{name}.py"
+        spec = spec_from_file_location(f"bench_{name}", path)
+        module = sys.modules[spec.name] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

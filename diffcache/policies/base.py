@@ -21,8 +21,8 @@ class Step:
     Attributes:
         index: scheduler steps made before this one.
         total: scheduler steps of the run.
-        weight: how far the scheduler moves the sample at this step for a unit prediction, over
-            the mean of the run's steps.
+        weight: how far the scheduler moves the sample at this step for a unit prediction, in
+            units of the clean sample, over the median of the run's steps.
         timestep: the scheduler's own timestep, 1000 at pure noise for most; NaN where it has none.
     """
 

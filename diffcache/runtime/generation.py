@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .names import Names
 from .report import Report
-from .rows import tensor_leaves
+from .rows import as_index, by_rows, tensor_leaves
 from .run import Run
 from .turn import Turn
 
@@ -70,6 +70,7 @@ class Generation:
     ) -> None:
         """Takes in a step of an observed scheduler."""
         if self.broken:
+            self.steps_seen += 1
             return
         self.turn = None
         with self._surviving:
@@ -104,12 +105,7 @@ class Generation:
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
         turn.proven = not self._unchecked(attachment, turn)
-        if not turn.proven:
-            turn.expose_row()
-        before = None if turn.proven else turn.lane.snapshot()
-        output = attachment.run(turn)
-        if before is not None and turn.mixed:
-            output = self._check(attachment, turn, before, output)
+        output = attachment.run(turn) if turn.proven else self._first(attachment, turn)
         self._account(turn)
         return output
 
@@ -133,9 +129,9 @@ class Generation:
         if self.run is None:
             return None
         arguments = names(args, kwargs)
-        sample = arguments.get(names.first)
-        if not isinstance(sample, Tensor):
-            return self._give_up("the denoiser's first argument is not one tensor")
+        sample, listed = _sample(arguments.pop(names.first, None))
+        if sample is None:
+            return self._give_up("the denoiser's first argument is no sample of one shape")
         run = self.run
         if run.samples is None and not run.opens(timestep_of(arguments)):
             return self._give_up(
@@ -152,7 +148,7 @@ class Generation:
                 "a call after the first step continued no earlier one (other conditioning, shape "
                 "or denoiser, or an output without a batch axis) and was computed"
             )
-        return Turn(run, lane, invoke, args, kwargs, sample.shape[0])
+        return Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
 
     def _compare_version(self, run: Run) -> None:
         """Starts afresh where a callback has changed the denoiser since the last step."""
@@ -174,29 +170,37 @@ class Generation:
             return False
         return self._signature_of(attachment, turn) not in self.checked
 
-    def _check(self, attachment: Any, turn: Turn, before: Any, output: Any) -> Any:
-        """Computes a first mixed step in full as well; models that couple rows stop mixing."""
-        index = turn.index()
-        gathered = tensor_leaves(output)
-        after = turn.lane.snapshot()
+    def _first(self, attachment: Any, turn: Turn) -> Any:
+        """Serves a call that may be the first mixed one of its kind.
+
+        That one is computed in full as well; models that couple rows, or cannot be called with
+        some of them, stop mixing.
+        """
+        turn.expose_row()
+        before = turn.lane.snapshot()
+        output = why = None
+        try:
+            output = attachment.run(turn)
+        except Exception as error:
+            if not turn.mixed:
+                raise
+            why = f"cannot be called with some rows of a batch ({type(error).__name__}: {error})"
+        if not turn.mixed:
+            return output
+        mask, after = turn.mask, turn.lane.snapshot()
         turn.lane.restore(before)
-        mask = turn.mask
         turn.compute_all()
         full = attachment.run(turn)
-        same = all(
-            _close(a[index.to(a.device)], b[index.to(b.device)])
-            for a, b in zip(gathered, tensor_leaves(full), strict=True)
-        )
-        self.checked[self._signature_of(attachment, turn)] = same
-        if same:
+        if why is None and not _agree(turn, output, full, as_index(mask)):
+            why = "couples the rows of a batch"
+        self.checked[self._signature_of(attachment, turn)] = why is None
+        if why is None:
             turn.lane.restore(after)
             turn.mask = mask
             self.report.note("rows are independent: one mixed step was computed twice to make sure")
             return output
         turn.run.couple_samples()
-        self.report.note(
-            "the denoiser couples the rows of a batch, so all samples are computed together"
-        )
+        self.report.note(f"the denoiser {why}, so all samples are computed together")
         return full
 
     def _account(self, turn: Turn) -> None:
@@ -230,6 +234,8 @@ class Generation:
             self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
             self.report.trace.extend(run.trace)
             self.masks.extend(run.masks)
+            for note in run.notes:
+                self.report.note(note)
             if run.full:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         self.runs.clear()
@@ -259,13 +265,31 @@ class _Survival:
         return True
 
 
+def _sample(value: Any) -> tuple[Tensor | None, bool]:
+    """The sample `[rows, ...]`, None if it is none, and whether it is given as a list of rows."""
+    if isinstance(value, Tensor):
+        return (value if value.ndim else None), False
+    rows = value if isinstance(value, (list, tuple)) else []
+    if rows and all(isinstance(row, Tensor) and row.shape == rows[0].shape for row in rows):
+        return rows[0].expand(len(rows), *rows[0].shape), True
+    return None, False
+
+
 def timestep_of(arguments: dict[str, Any]) -> float | None:
     """The timestep among a denoiser call's bound arguments, on the host."""
-    value = arguments.get("timestep", arguments.get("timesteps"))
+    names = ("timestep", "timesteps", "t")
+    value = next((arguments[name] for name in names if name in arguments), None)
     if isinstance(value, Tensor):
         count = value.numel()
         return value.item() if count == 1 else value.flatten()[0].item() if count else None
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool:
+    return all(
+        _close(a[index.to(a.device)], b[index.to(b.device)])
+        for a, b in zip(by_rows(gathered, turn.listed), by_rows(full, turn.listed), strict=True)
+    )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -16,7 +16,7 @@ from .rows import leaves
 
 # Conditioning is told from what legitimately changes each step by the names diffusers gives it.
 _CHANGING = re.compile(
-    r"sample|hidden_states$|timestep|residual|rotary|_ids$|control|sigma|mask_latent"
+    r"sample|hidden_states$|timestep|^t$|_time$|residual|rotary|_ids$|control|sigma|mask_latent"
 )
 _CONDITIONING = re.compile(r"encoder_hidden_states|^added_cond|^return_dict$")
 
@@ -87,7 +87,10 @@ class Lanes:
                     history.restamp(time)
 
     def find(self, place: Hashable, arguments: dict[str, Any]) -> Lane:
-        """The lane of a call at `place` (denoiser, stage, shapes), made if it is a new one."""
+        """The lane of a call at `place` (denoiser, stage, shapes), made if it is a new one.
+
+        `arguments` are those beside the sample.
+        """
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
         free = [lane for lane in known if id(lane) not in self._used]

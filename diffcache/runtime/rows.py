@@ -46,34 +46,70 @@ def blocks_of(leaf: Tensor, rows: int) -> int:
     return blocks if blocks == 1 or leaf.ndim >= 3 else 0
 
 
+def rows_first(leaf: Tensor, rows: int) -> Tensor:
+    """`leaf` as `[rows, ...]`, also where a row has several entries of the first axis.
+
+    Video models fold frames, or tokens, into the batch of some blocks.
+    """
+    blocks = blocks_of(leaf, rows)
+    return leaf.unflatten(0, (rows, blocks)) if blocks > 1 else leaf
+
+
+def by_rows(output: Any, listed: bool) -> list[Tensor]:
+    """The tensors of `output`, the batch first; an output that is `listed` by rows is stacked."""
+    found = tensor_leaves(output)
+    alike = bool(found) and all(leaf.shape == found[0].shape for leaf in found)
+    return [torch.stack(found)] if listed and alike else found
+
+
 def _like(tree: dict, items: dict) -> dict:
     """`items` as what `tree` is: a plain dict, or a diffusers output built by its fields."""
     return items if type(tree) is dict else type(tree)(**items)
 
 
-def take(tree: Any, rows: int, index: Tensor) -> Any:
-    """`tree` restricted to the rows in `index`, wherever a leaf or a list has `rows` rows."""
+def take(call: Any, rows: int, index: Tensor) -> Any:
+    """`call` restricted to the rows in `index`, wherever a leaf or a list has `rows` rows.
+
+    A leaf with several entries a row counts where it is as long as the call's main tensor, its
+    first of three axes or more, or has an entry a row for each of one axis of that (AnimateDiff's
+    text, for each frame); positions and rotations are of lengths that `rows` divides by accident.
+    """
+    main = next((leaf for leaf in tensor_leaves(call) if leaf.ndim >= 3), None)
+    folded = main is not None and main.shape[0] % rows == 0
 
     def batched(leaf: Any) -> bool:
-        return isinstance(leaf, Tensor) and blocks_of(leaf, rows) > 0
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return False
+        size = leaf.shape[0]
+        alike = folded and leaf.ndim >= 3 and size % rows == 0 and size // rows in main.shape[1:]
+        return size == rows or (folded and size == main.shape[0]) or alike
 
-    def pick(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not (blocks := blocks_of(leaf, rows)):
-            return leaf
-        where = index.to(leaf.device)
-        if blocks == 1:
-            return leaf[where]
-        return leaf.unflatten(0, (rows, blocks))[where].flatten(0, 1)
+    return _take(call, rows, index, batched)
+
+
+def _take(tree: Any, rows: int, index: Tensor, batched: Callable[[Any], bool]) -> Any:
+    def deeper(part: Any) -> Any:
+        return _take(part, rows, index, batched)
 
     if isinstance(tree, dict):
-        return _like(tree, {k: take(v, rows, index) for k, v in tree.items()})
-    if isinstance(tree, list) and len(tree) == rows and not any(map(batched, tree)):
+        return _like(tree, {k: deeper(v) for k, v in tree.items()})
+    # A list of as many batched tensors as there are rows is none of rows.
+    if (
+        isinstance(tree, list)
+        and len(tree) == rows
+        and not any(batched(leaf) and leaf.shape[0] == rows for leaf in tree)
+    ):
         return [tree[i] for i in index.tolist()]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(take(v, rows, index) for v in tree))
+        return type(tree)(*map(deeper, tree))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(take(v, rows, index) for v in tree)
-    return pick(tree)
+        return type(tree)(map(deeper, tree))
+    if not batched(tree):
+        return tree
+    where = index.to(tree.device)
+    if tree.shape[0] == rows:
+        return tree[where]
+    return tree.unflatten(0, (rows, -1))[where].flatten(0, 1)
 
 
 def samples_to_rows(values: list[bool], rows: int) -> list[bool]:

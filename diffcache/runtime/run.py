@@ -77,6 +77,7 @@ class Run:
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
         self.trace: list[Event] = []
+        self.notes: list[str] = []
         if method.guards.stochastic and not method.guards.force:
             self.full = stochastic_by_kind(scheduler, kind)
 
@@ -131,6 +132,11 @@ class Run:
                 [0] * samples,
             )
         return self.stages[number]
+
+    def note(self, text: str) -> None:
+        """Says something once in the generation's report."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
@@ -244,9 +250,15 @@ class Run:
         self.lane_masks = []
 
     def _decided(self) -> list[bool]:
-        """The mask of the step: as decided, or where lanes decide, computed by any of them."""
+        """The mask of the step: as decided, or where lanes decide, computed by any of them.
+
+        A sample that every lane computed against the decision, for want of a value, is computed.
+        """
         if self.decision is not None:
-            return self.decision
+            if not self.lane_masks:
+                return self.decision
+            seen = zip(*self.lane_masks, strict=True)
+            return [a or all(b) for a, b in zip(self.decision, seen, strict=True)]
         if not self.lane_masks or not self.in_forward:
             return [True] * self.samples
         return [any(seen) for seen in zip(*self.lane_masks, strict=True)]

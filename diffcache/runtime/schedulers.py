@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ _DRAWS_NOISE = re.compile(
     r"|CMStochastic|ConsistencyDecoder|VQDiffusion|Amused|KarrasVe|Wuerstchen|HeliosDMD"
     r"|BlockRefinement|DiscreteDDIM|EntropyBound|Proteina"
 )
+
+
+# Flow matching begins in pure noise, where x/α has no bound.
+_LEAST_SIGNAL = 1e-2
 
 
 def stochastic_by_kind(scheduler: Any, name: str) -> str | None:
@@ -72,23 +77,26 @@ def coordinates(scheduler: Any, times: list[float]) -> list[float]:
 
 
 def weights(scheduler: Any, times: list[float]) -> list[float]:
-    """How far each step moves the sample for a unit prediction, over the mean of all steps.
+    """How far each step moves x/α for a unit prediction, over the median of all steps.
 
-    `times` are the scheduler's `coordinates`. It is |Δσ| for flow matching and
-    α_{i+1} |Δ(σ/α)| for the others, whose samples have unit variance.
+    `times` are the scheduler's `coordinates`. In units of the clean sample an early error weighs
+    what it does at the end: it is |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)|
+    for the others. The median, because the first step of a schedule that begins in pure noise is
+    as long as one cares to clamp it.
     """
     if is_flow(scheduler):
-        positions = [(-t, 1.0) for t in times] + [(0.0, 1.0)]
+        noise = [-t for t in times] + [0.0]
+        scales = [max(1 - sigma, _LEAST_SIGNAL) for sigma in noise]
     else:
-        ratios = [math.exp(-t) if abs(t) < 20 else 0.0 for t in times]
-        positions = [(r, 1 / math.sqrt(1 + r * r)) for r in ratios] + [(0.0, 1.0)]
+        noise = [math.exp(-t) if abs(t) < 20 else 0.0 for t in times] + [0.0]
+        scales = [1.0] * len(noise)
     moved = []
-    for i, (start, _) in enumerate(positions[:-1]):
+    for i, start in enumerate(noise[:-1]):
         # Samplers with two evaluations a step list a timestep twice; the move is to the next one.
-        end, scale = next((p for p in positions[i + 1 :] if p[0] != start), positions[-1])
-        moved.append(scale * abs(end - start))
-    mean = sum(moved) / len(moved) if moved else 0.0
-    return [move / mean for move in moved] if mean > 0 else [1.0] * len(moved)
+        end = next((j for j in range(i + 1, len(noise)) if noise[j] != start), -1)
+        moved.append(abs(noise[end] - start) / scales[end])
+    middle = median(moved) if moved else 0.0
+    return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 
 def _log_snr(cumulative: torch.Tensor, t: float) -> float:

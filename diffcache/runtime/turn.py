@@ -19,6 +19,7 @@ class Turn:
     Attributes:
         args, kwargs: the call's arguments.
         rows: batch rows of the call.
+        listed: whether the sample is a list with a tensor a row, and the output then one too.
         lane: the guidance branch that the call continues.
         mask: one bool a row, True = compute; None until a probe has been asked. Where the policy
             decides by group of modules, True = every group computes.
@@ -29,9 +30,16 @@ class Turn:
     """
 
     def __init__(
-        self, run: Run, lane: Lane, invoke: Callable, args: tuple, kwargs: dict, rows: int
+        self,
+        run: Run,
+        lane: Lane,
+        invoke: Callable,
+        args: tuple,
+        kwargs: dict,
+        rows: int,
+        listed: bool = False,
     ) -> None:
-        self.run, self.lane, self.rows = run, lane, rows
+        self.run, self.lane, self.rows, self.listed = run, lane, rows, listed
         self.args, self.kwargs = args, kwargs
         self._invoke = invoke
         self.ran = False
@@ -51,10 +59,14 @@ class Turn:
     def ask(self, change: Tensor, reference: Tensor) -> None:
         """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
 
-        The mask then holds for the call.
+        The mask then holds for the call. A probe that has not changed at all sees neither the
+        sample nor the timestep, as the first block of a text refiner: every row then computes.
         """
         samples = self.run.samples
         totals = torch.stack([change, reference]).cpu().double().reshape(2, -1, samples).sum(1)
+        if not totals[0].any():
+            self.run.note("the first block gave the same at two steps, so all blocks were computed")
+            return self.compute_all()
         self._settle(self.run.ask(totals[0] / totals[1]))
 
     @property

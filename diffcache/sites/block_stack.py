@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffcache.kernels import latent_difference
 from diffcache.policies import ForecastError, LatentChange, NoEvidence, ProbeChange
-from diffcache.runtime.rows import merge, take
+from diffcache.runtime.rows import merge, rows_first, take
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
@@ -91,7 +91,7 @@ class _BlockStackAttachment(Attachment):
         if self.recording.blind:
             return self._without_blocks(turn)
         recorded = self.recording.plan is not None
-        if not recorded or not all(turn.can_forecast(k) for k in self.recording.plan.sinks):
+        if not recorded or not self._known(turn):
             turn.compute_all()
         self.turn = turn
         try:
@@ -99,11 +99,16 @@ class _BlockStackAttachment(Attachment):
             if not recorded:
                 self.recording.settle()
                 self._take_in(turn)
+            elif turn.full and not self._known(turn):
+                self.recording.blind = True
         finally:
             self.turn = self.head_entry = None
             self.entries.clear()
             self.recording.calls.clear()
         return output
+
+    def _known(self, turn: Turn) -> bool:
+        return all(turn.can_forecast(key) for key in self.recording.plan.sinks)
 
     def _take_in(self, turn: Turn) -> None:
         """Stores what the recorded pass computed, as if its plan had been known from the start."""
@@ -116,7 +121,11 @@ class _BlockStackAttachment(Attachment):
                 turn.lane.memory[("output", id(call.block))] = call.described
 
     def _without_blocks(self, turn: Turn) -> Any:
-        """Serves a denoiser whose blocks' calls do not pass our gates (a compiled one)."""
+        """Serves a denoiser whose blocks cannot be bypassed, as a compiled one's."""
+        turn.run.note(
+            "the blocks are not each called once, through their own call and with the batch first, "
+            "so whole outputs are forecast"
+        )
         if turn.run.method.policy.evidence not in Output.provides:
             turn.compute_all()
         return self.fallback.run(turn)
@@ -141,7 +150,7 @@ class _BlockStackAttachment(Attachment):
             return compute(*args, **kwargs)
         if role.kind == "head":
             return self._probe(role, compute, args, kwargs)
-        if role.source:
+        if role.source and not role.open:
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
             output = compute(*args, **kwargs)
@@ -157,11 +166,11 @@ class _BlockStackAttachment(Attachment):
         turn = self.turn
         index = turn.index()
         described = turn.lane.memory[("output", id(block))]
-        computed = plain(*take(args, turn.rows, index), **take(kwargs, turn.rows, index))
-        whole = [
-            merge(part, placeholder(meta), index)
-            for part, meta in zip(described.tensors_of(computed), described.metas, strict=True)
-        ]
+        args, kwargs = take((args, kwargs), turn.rows, index)
+        computed = plain(*args, **kwargs)
+        whole = [placeholder(meta) for meta in described.metas]
+        for part, held in zip(described.tensors_of(computed), whole, strict=True):
+            merge(rows_first(part, len(index)), rows_first(held, turn.rows), index)
         return described.structure.fill(whole)
 
     def _sink(self, block: nn.Module, role: Any, output: Any) -> Any:
@@ -172,7 +181,7 @@ class _BlockStackAttachment(Attachment):
         values: list[Tensor] = []
         if output is not None:
             values = [
-                out if start is None else out - start
+                rows_first(out if start is None else out - start, turn.rows)
                 for out, start in zip(described.tensors_of(output), entry, strict=True)
             ]
         if turn.full:
@@ -182,15 +191,14 @@ class _BlockStackAttachment(Attachment):
         if not turn.none:
             turn.remember(key, values)
         bridged = [
-            part if start is None else start + part
-            for part, start in zip(forecast, entry, strict=True)
+            part.reshape(meta[0]) if start is None else start + part.reshape(meta[0])
+            for part, start, meta in zip(forecast, entry, described.metas, strict=True)
         ]
         if turn.none:
             return described.structure.fill(bridged)
-        mask = turn.mask
         return described.structure.fill(
             [
-                torch.where(_along(mask, real), real, bridge)
+                torch.where(_along(turn.mask, real), real, bridge)
                 for real, bridge in zip(described.tensors_of(output), bridged, strict=True)
             ]
         )
@@ -205,6 +213,7 @@ class _BlockStackAttachment(Attachment):
         residual = (
             self.recording.hidden_output(role.list_index, output, self.head_entry) - self.head_entry
         )
+        residual = rows_first(residual, turn.rows)
         known = turn.lane.memory.get("probe")
         if turn.mask is None:
             if known is None:
@@ -219,4 +228,5 @@ class _BlockStackAttachment(Attachment):
 
 
 def _along(mask: list[bool], like: Tensor) -> Tensor:
-    return torch.tensor(mask, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+    rows = torch.tensor(mask, device=like.device).repeat_interleave(like.shape[0] // len(mask))
+    return rows.reshape(-1, *[1] * (like.ndim - 1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
 
 _HELPERS = ("ControlNet", "Adapter")
+_TIME = re.compile(r"timestep|^t$|_time$")
 _CACHE_HOOKS = ("fbc_", "mag_cache", "taylorseer", "pyramid_attention", "faster_cache", "sea_cache")
 
 
@@ -22,10 +24,10 @@ def is_denoiser(module: Any) -> bool:
     if not isinstance(module, nn.Module):
         return False
     plain = plain_module(module)
-    if any(word in type(plain).__name__ for word in _HELPERS):
+    # A UNet with a ControlNet inside of it goes all the way, and is the denoiser itself.
+    if any(word in type(plain).__name__ for word in _HELPERS) and not is_unet(plain):
         return False
-    parameters = inspect.signature(type(plain).forward).parameters
-    return "timestep" in parameters or "timesteps" in parameters
+    return any(_TIME.search(name) for name in inspect.signature(type(plain).forward).parameters)
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
@@ -61,13 +63,36 @@ def foreign_cache(module: nn.Module) -> str | None:
 
 
 def block_lists(denoiser: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The outermost `ModuleList`s of non-leaf blocks, in the order of definition.
+    """The shallowest `ModuleList`s of non-leaf blocks, in the order of definition.
 
-    A list qualifies where each of its blocks has children of its own.
+    A list qualifies where each of its blocks is called itself and has more than one layer; banks
+    of projections are no stack. Nor are lists inside of a part of the denoiser that lies beside a
+    stack, as in an embedder of text.
     """
+    level = [("", plain_module(denoiser))]
     found: list[tuple[str, nn.ModuleList]] = []
-    _collect(plain_module(denoiser), "", found)
+    while level and not found:
+        level, parents = [], level
+        for prefix, parent in parents:
+            for name, child in _children(parent, prefix):
+                if not isinstance(child, nn.ModuleList):
+                    level.append((f"{name}.", child))
+                elif len(child) and all(map(_is_block, child)):
+                    found.append((name, child))
     return found
+
+
+def _children(parent: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in parent.named_children():
+        if isinstance(child, nn.ModuleDict):
+            yield from _children(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _is_block(module: nn.Module) -> bool:
+    layers = [each for each in module.modules() if not any(each.children())]
+    return type(module).forward is not nn.Module.forward and len(layers) > 1
 
 
 def is_unet(denoiser: nn.Module) -> bool:
@@ -95,13 +120,3 @@ def _adapted(module: nn.Module) -> tuple:
     if processor is None and scales[0] is None:
         return ()
     return id(processor), *map(str, scales), *map(str, active)
-
-
-def _collect(module: nn.Module, prefix: str, found: list[tuple[str, nn.ModuleList]]) -> None:
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        if isinstance(child, nn.ModuleList):
-            if len(child) and all(any(block.children()) for block in child):
-                found.append((path, child))
-        else:
-            _collect(child, f"{path}.", found)

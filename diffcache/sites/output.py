@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffcache.policies import ForecastError, LatentChange, NoEvidence
-from diffcache.runtime.rows import merge, take, tensor_leaves
+from diffcache.runtime.rows import by_rows, merge, take
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
@@ -39,23 +39,24 @@ class OutputAttachment(Attachment):
             output = turn.invoke(turn.args, turn.kwargs)
             self._remember(turn, output)
             return output
-        structure: Structure = turn.lane.memory["structure"]
         forecast = turn.forecast("output")
         if turn.none:
-            return structure.fill(forecast)
+            return self._fill(turn, forecast)
         index = turn.index()
-        computed = turn.invoke(
-            take(turn.args, turn.rows, index), take(turn.kwargs, turn.rows, index)
-        )
+        computed = turn.invoke(*take((turn.args, turn.kwargs), turn.rows, index))
         merged = [
             merge(part, whole, index)
-            for part, whole in zip(tensor_leaves(computed), forecast, strict=True)
+            for part, whole in zip(by_rows(computed, turn.listed), forecast, strict=True)
         ]
         turn.remember("output", merged)
-        return structure.fill(merged)
+        return self._fill(turn, merged)
+
+    def _fill(self, turn: Turn, values: list[Tensor]) -> Any:
+        leaves = [row for value in values for row in value] if turn.listed else values
+        return turn.lane.memory["structure"].fill(leaves)
 
     def _remember(self, turn: Turn, output: Any) -> None:
-        leaves: list[Tensor] = tensor_leaves(output)
+        leaves = by_rows(output, turn.listed)
         # An output with a tensor that has no batch axis cannot be told row from row.
         if leaves and all(leaf.ndim and leaf.shape[0] == turn.rows for leaf in leaves):
             turn.remember("output", leaves)

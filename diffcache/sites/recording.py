@@ -55,11 +55,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Role:
-    """What a block does when the stack is bypassed."""
+    """What a block does when the stack is bypassed.
+
+    A source is `open` where a bypassed block of another list has run before it and that list's
+    sink has not: what enters it is then made of placeholders.
+    """
 
     kind: Literal["head", "bypassed"]
     list_index: int
     source: bool = False
+    open: bool = False
     sink: bool = False
     first_head: bool = False
     last_head: bool = False
@@ -137,16 +142,16 @@ class Recording:
                 "head", index, first_head=number == 0, last_head=number == head - 1
             )
         bypassed = order[head:stop]
-        sinks = []
-        for index in range(len(self.lists)):
-            chain = [block for block in bypassed if self._where[id(block)] == index]
-            if chain:
-                sinks.append(index)
-            for block in chain:
-                roles[id(block)] = Role(
-                    "bypassed", index, source=block is chain[0], sink=block is chain[-1]
-                )
-        self.plan = Plan(roles, tuple(sinks))
+        lists = [self._where[id(block)] for block in bypassed]
+        for number, (block, index) in enumerate(zip(bypassed, lists, strict=True)):
+            roles[id(block)] = Role(
+                "bypassed",
+                index,
+                source=index not in lists[:number],
+                open=any(other in lists[number:] for other in lists[:number] if other != index),
+                sink=index not in lists[number + 1 :],
+            )
+        self.plan = Plan(roles, tuple(sorted(set(lists))))
         if not {id(block) for block in self._borders(order)} <= self._border:
             self.calls.clear()
 

@@ -105,6 +105,14 @@ def test_exception_in_the_loop(bare, loop):
     assert torch.equal(loop(bare), wanted)
 
 
+def test_loop_that_gave_up_has_a_report(unet, loop):
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, max_cache_bytes=1, **OPTIONS)
+    loop(unet)
+    report = diffcache.report(unet.unet)
+    assert report.compute_fraction == 1
+    assert any("max_cache_bytes=1" in note for note in report.notes)
+
+
 def test_request_reaches_the_loop(bare, loop):
     with diffcache.request(tolerance=None) as request:
         loop(bare)

@@ -127,6 +127,26 @@ def test_coupled_rows_are_computed_together(pipe, generate, masks, cfg):
     assert latents.isfinite().all() and again.isfinite().all()
 
 
+def test_rows_that_cannot_be_gathered_are_computed_together(pipe, generate, masks):
+    model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    plain, rows = model.forward, len(SEEDS) * (2 if hasattr(pipe, "unet") else 1)
+
+    @functools.wraps(plain)
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(hidden_states) != rows:
+            raise IndexError("some rows are missing")
+        return plain(hidden_states, *args, **kwargs)
+
+    model.forward = forward
+    diffcache.wrap(pipe, tolerance=[0.4, 0.8, 1.6, 3.2])
+    latents, mask = masks(pipe)
+    notes = diffcache.report(pipe).notes
+    assert any("cannot be called with some rows" in n and "are missing" in n for n in notes)
+    assert not differ(mask)
+    assert 0 < mask.sum() < mask.numel()
+    assert latents.isfinite().all()
+
+
 def test_independent_rows_are_checked_once(pipe, masks, tolerances):
     diffcache.wrap(pipe, tolerance=tolerances(pipe))
     _, mask = masks(pipe)

@@ -10,9 +10,11 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffcache.runtime.rows import (
     as_index,
     blocks_of,
+    by_rows,
     leaves,
     map_leaves,
     merge,
+    rows_first,
     samples_to_rows,
     take,
     tensor_leaves,
@@ -57,6 +59,40 @@ def test_take_gathers_every_leaf_with_rows():
 def test_take_keeps_the_frames_of_a_row_together():
     text = torch.arange(6)[:, None, None].expand(6, 2, 2)
     assert take(text, 3, INDEX)[:, 0, 0].tolist() == [4, 5, 0, 1]
+
+
+def test_take_follows_the_main_tensor():
+    """Text with an entry a frame is of the rows; a rotation of as many tokens as that is not."""
+    video, text = torch.zeros(3, 4, 2, 5), torch.arange(6)[:, None, None].expand(6, 7, 8)
+    rotation, table = torch.zeros(9, 1, 4), torch.zeros(12, 4)
+    found = take(({"x": video, "text": text, "rotation": rotation}, [table]), 3, INDEX)
+    assert found[0]["text"][:, 0, 0].tolist() == [4, 5, 0, 1]
+    assert found[0]["rotation"] is rotation and found[1][0] is table
+
+
+def test_take_follows_frames_folded_into_the_batch():
+    frames, times = torch.zeros(6, 7, 8), torch.arange(6)[:, None]
+    found = take((frames, times, torch.zeros(9, 4)), 3, INDEX)
+    assert found[0].shape[0] == 4 and found[1][:, 0].tolist() == [4, 5, 0, 1]
+    assert found[2].shape[0] == 9
+
+
+def test_take_picks_rows_that_are_as_long_as_the_batch():
+    rows = [torch.full((6, 2, 2), value) for value in (0.0, 1.0, 2.0)]
+    assert [row.unique().item() for row in take(rows, 3, INDEX)] == [2.0, 0.0]
+
+
+def test_rows_first_splits_what_is_folded():
+    assert rows_first(torch.zeros(6, 7, 8), 3).shape == (3, 2, 7, 8)
+    assert rows_first(torch.zeros(3, 7, 8), 3).shape == (3, 7, 8)
+    assert rows_first(torch.zeros(7, 3, 8), 3).shape == (7, 3, 8)
+
+
+def test_by_rows_stacks_a_list_of_rows():
+    listed = [torch.zeros(4, 2), torch.ones(4, 2)]
+    assert by_rows((listed,), True)[0].shape == (2, 4, 2)
+    assert by_rows((listed,), False) == listed
+    assert by_rows((), True) == []
 
 
 def test_take_picks_from_a_list_with_an_entry_a_row():

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
@@ -11,87 +10,21 @@ from diffcache.sites import block_stack, recording
 
 ROWS = 3
 
-FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
-    "sd3": (
-        "SD3Transformer2DModel",
-        {
-            "sample_size": 8,
-            "patch_size": 2,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 4,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "caption_projection_dim": 16,
-            "pooled_projection_dim": 16,
-            "pos_embed_max_size": 8,
-        },
-        {
-            "hidden_states": (4, 8, 8),
-            "encoder_hidden_states": (7, 32),
-            "pooled_projections": (16,),
-        },
-    ),
-    "pixart": (
-        "PixArtTransformer2DModel",
-        {
-            "num_attention_heads": 2,
-            "attention_head_dim": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 4,
-            "cross_attention_dim": 16,
-            "caption_channels": 32,
-            "sample_size": 8,
-            "use_additional_conditions": False,
-        },
-        {"hidden_states": (4, 8, 8), "encoder_hidden_states": (7, 32)},
-    ),
-    "wan": (
-        "WanTransformer3DModel",
-        {
-            "num_attention_heads": 2,
-            "attention_head_dim": 12,
-            "in_channels": 4,
-            "out_channels": 4,
-            "text_dim": 32,
-            "freq_dim": 16,
-            "ffn_dim": 32,
-            "num_layers": 4,
-            "rope_max_seq_len": 32,
-        },
-        {"hidden_states": (4, 2, 8, 8), "encoder_hidden_states": (7, 32)},
-    ),
-    "cogvideox": (
-        "CogVideoXTransformer3DModel",
-        {
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "in_channels": 4,
-            "out_channels": 4,
-            "time_embed_dim": 8,
-            "text_embed_dim": 32,
-            "num_layers": 4,
-            "sample_width": 8,
-            "sample_height": 8,
-            "sample_frames": 5,
-            "max_text_seq_length": 7,
-        },
-        {"hidden_states": (2, 4, 8, 8), "encoder_hidden_states": (7, 32)},
-    ),
+FAMILIES = {
+    "sd3": "SD3Transformer2DModel",
+    "pixart": "PixArtTransformer2DModel",
+    "wan": "WanTransformer3DModel",
+    "cogvideox": "CogVideoXTransformer3DModel",
 }
 
 
 @pytest.fixture(params=FAMILIES)
-def denoiser(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def denoiser(request: pytest.FixtureRequest, bench: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A model with four blocks, and arguments of a call without its timestep."""
-    name, options, shapes = FAMILIES[request.param]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(diffusers, name)(**options).eval()
-        inputs = {key: torch.randn(ROWS, *shape) for key, shape in shapes.items()}
-    return model.requires_grad_(False), inputs
+    denoisers, name = bench("denoisers"), FAMILIES[request.param]
+    inputs = denoisers.caller(name, ROWS)(0.0)
+    del inputs["timestep"]
+    return denoisers.build(name, num_layers=4), inputs
 
 
 @pytest.fixture

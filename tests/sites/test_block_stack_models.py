@@ -38,7 +38,7 @@ def outputs(model: Any, scheduler: Any, inputs: dict[str, Any], still: bool) -> 
         if not still:
             now["hidden_states"] = latents * (1 - 0.05 * index)
         prediction = tensor_leaves(model(**now))[0]
-        scheduler.step(prediction, t, latents)
+        scheduler.step(prediction, t, torch.zeros_like(prediction))
         found.append(prediction)
     return found
 
@@ -86,6 +86,19 @@ def test_bridge_is_exact_where_nothing_changes(denoiser, placeholders, rows):
     for found in outputs(model, scheduler, inputs, still=True):
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
     assert diffcache.report(model).mask.tolist() == mask
+
+
+def test_probe_that_does_not_see_the_sample_is_not_trusted(bench):
+    """The first block of Lumina 2 refines the text alone."""
+    denoisers, name = bench("denoisers"), "Lumina2Transformer2DModel"
+    model, scheduler = denoisers.build(name), FlowMatchEulerDiscreteScheduler()
+    inputs = denoisers.caller(name, ROWS)(0.0)
+    assert block_lists(model)[1][0] == "context_refiner"
+    plain = outputs(model, scheduler, inputs, still=False)
+    diffcache.wrap(model, "fbcache", scheduler=scheduler, threshold=1e9)
+    found = outputs(model, scheduler, inputs, still=False)
+    assert all(map(torch.equal, found, plain))
+    assert any("gave the same at two steps" in note for note in diffcache.report(model).notes)
 
 
 def test_control_residuals_count_once(make, placeholders):

@@ -1,0 +1,105 @@
+"""The site checks of `bench/coverage.py` on some classes, and that the saved table holds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from diffcache.sites.block_stack import _BlockStackAttachment as BlockStackAttachment
+
+# What models warn of at such sizes, in fp32, or on a CPU is theirs.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SLOW = [
+    "AuraFlowTransformer2DModel",
+    "BriaFibo2Transformer2DModel",
+    "Flux2Transformer2DModel",
+    "HiDreamImageTransformer2DModel",
+    "HunyuanVideoTransformer3DModel",
+    "Kandinsky6Transformer3DModel",
+    "LTX2VideoTransformer3DModel",
+    "LuminaNextDiT2DModel",
+    "QwenImageTransformer2DModel",
+    "UNet2DConditionModel",
+    "UNetMotionModel",
+    "WanVACETransformer3DModel",
+]
+
+
+@pytest.fixture
+def verdicts(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Checks every site on a class."""
+    checks, denoisers = bench("coverage_checks"), bench("denoisers")
+    monkeypatch.delenv("DIFFCACHE_STRICT")
+
+    def run(name: str) -> dict[str, Any]:
+        rows = denoisers.rows(name)
+        with torch.no_grad():
+            subject = checks.Subject(denoisers.build(name), denoisers.caller(name, rows), rows)
+            return {column.name: checks.check(subject, column) for column in checks.COLUMNS}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "stack"),
+    [
+        # Frames, then tokens, are folded into the batch of its blocks.
+        ("LatteTransformer3DModel", "ok", "ok"),
+        # Two lists take turns, so that what enters the second may be a placeholder.
+        ("WanAnimateTransformer3DModel", "ok", "ok"),
+        # Lists of modules that are not called, in a helper of their own.
+        ("ConsisIDTransformer3DModel", "ok", "ok"),
+        # A bank of projections beside the blocks.
+        ("BriaFiboTransformer2DModel", "ok", "ok"),
+        # Rotations `[tokens, heads, channels]`, of an even length.
+        ("MochiTransformer3DModel", "ok", "ok"),
+        # Samples, texts and outputs are lists with a tensor a row; its time is called t.
+        ("ZImageTransformer2DModel", "ok", "ok"),
+        # Its blocks carry tokens first and rows second.
+        ("ErnieImageTransformer2DModel", "ok", "batch as one"),
+    ],
+)
+def test_structures(verdicts, name, output, stack):
+    found = {site: verdict.status for site, verdict in verdicts(name).items()}
+    assert found["output"] == output
+    assert found["block stack"] == found["block stack, no head"] == stack
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_class_is_as_good_as_the_table_says(verdicts, bench, name):
+    report = bench("coverage_report")
+    saved = report.newest()[name]["sites"]
+    for site, verdict in verdicts(name).items():
+        assert report.RANKS[verdict.status] >= report.RANKS[saved[site]], (site, verdict)
+
+
+def test_every_class_has_an_entry(bench):
+    denoisers = bench("denoisers")
+    assert sorted(denoisers.known()) == sorted(denoisers.classes())
+
+
+def test_checks_notice_a_leak(verdicts, monkeypatch):
+    plain = BlockStackAttachment._sink
+
+    def leaking(self: Any, block: Any, role: Any, output: Any) -> Any:
+        found = plain(self, block, role, output)
+        held = self.turn.lane.memory[("output", id(block))]
+        return held.empty() if output is None else found
+
+    monkeypatch.setattr(BlockStackAttachment, "_sink", leaking)
+    found = verdicts("PixArtTransformer2DModel")
+    assert found["output"].status == "ok"
+    assert found["block stack"].status == "failed"
+    assert "a placeholder reaches the output" in found["block stack"].note
+
+
+def test_table_is_made_from_the_results(bench):
+    report = bench("coverage_report")
+    assert report.DOCUMENT.read_text() == report.document()
+
+
+def test_coverage_does_not_shrink(bench):
+    assert bench("coverage_report").shrunk() == []
