@@ -1,16 +1,20 @@
 """diffcache: skip the denoiser work that can be predicted, in any diffusers pipeline."""
 
 from .api import cite, methods, report, request, unwrap, wrap, wrapped
+from .calibrating import calibrate
+from .calibration import Calibration
 from .methods import Method
 from .runtime.guards import Guards
 from .runtime.report import Report
 from .version import __version__
 
 __all__ = [
+    "Calibration",
     "Guards",
     "Method",
     "Report",
     "__version__",
+    "calibrate",
     "cite",
     "compare",
     "methods",

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from torch import nn
 
+from .calibration import Calibration, fitted
 from .methods import DEFAULT, Method, find, registry
 from .policies import Mask
 from .runtime.guards import Guards
@@ -29,6 +30,7 @@ def wrap(
     *,
     scheduler: Any = None,
     mask: Any = None,
+    calibration: Calibration | None = None,
     **options: Any,
 ) -> T:
     """Makes a diffusers pipeline, or a bare denoiser, skip work it can predict.
@@ -39,6 +41,7 @@ def wrap(
         scheduler: the scheduler of that loop; only for a bare denoiser.
         mask: decisions to play back in place of the method's policy, `[steps, samples]` bool as in
             `report(pipe).mask`, without guards.
+        calibration: what `diffcache.calibrate` has measured for the method.
         options: options of the method's parts, for example `tolerance=0.08`,
             `max_consecutive_skips=8`, `protect=(3, 1)`, `force=True`.
 
@@ -46,8 +49,9 @@ def wrap(
         `target` itself, changed in place; wrapping again replaces the earlier method.
 
     Raises:
-        ValueError: an unknown method or option, an impossible composition, no denoiser, or another
-            cache that is active. `target` is then as it was.
+        ValueError: an unknown method or option, an impossible composition, no denoiser, another
+            cache that is active, or a calibration that is missing or of something else. `target`
+            is then as it was.
         TypeError: `target` is neither a pipeline nor a module.
     """
     composed = find(method)
@@ -61,8 +65,11 @@ def wrap(
                 f"a bare {type(target).__name__} needs the scheduler of its loop, got "
                 f"scheduler={scheduler!r}; call diffcache.wrap(model, scheduler=scheduler)"
             )
+        composed = fitted(composed, [target], [scheduler], calibration)
     else:
         _check_pipeline(target, scheduler, composed)
+        modules = list(denoisers(target).values())
+        composed = fitted(composed, modules, schedulers(target), calibration)
     if os.environ.get("DIFFCACHE_DISABLE") == "1":
         _say_disabled()
         _disabled.add(target)
@@ -70,9 +77,9 @@ def wrap(
     unwrap(target)
     _disabled.discard(target)
     if isinstance(target, nn.Module):
-        ModelWrapping(composed, scheduler).put_on(target)
+        ModelWrapping(composed, scheduler, calibration).put_on(target)
     else:
-        PipelineWrapping(composed).put_on(target)
+        PipelineWrapping(composed, calibration).put_on(target)
     return target
 
 
@@ -129,8 +136,15 @@ def unwrap(target: T) -> T:
 @contextmanager
 def wrapped(target: T, method: str | Method = DEFAULT, **options: Any) -> Iterator[T]:
     """`wrap` for the length of a `with` block; what was wrapped before is so again after it."""
+    with restored(target):
+        wrap(target, method, **options)
+        yield target
+
+
+@contextmanager
+def restored(target: T) -> Iterator[T]:
+    """Wraps `target` again as it was before, at the end of a `with` block."""
     before = wrappings.get(target)
-    wrap(target, method, **options)
     try:
         yield target
     finally:

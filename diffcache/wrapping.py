@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
+from .calibration import Calibration
 from .methods import Method
 from .runtime import clock
 from .runtime.disguise import base_of, disguised
@@ -55,6 +56,23 @@ def requested(method: Method) -> Method:
     return method.configured(**request.options) if request is not None else method
 
 
+def cautious(
+    method: Method,
+    calibration: Calibration | None,
+    modules: list[nn.Module],
+    steps: int | None,
+) -> tuple[Method, str | None]:
+    """The method, and where the calibration no longer fits, one that skips once at a time."""
+    drift = calibration.drift(modules, steps) if calibration is not None else []
+    if not drift:
+        return method, None
+    note = (
+        f"the calibration was measured otherwise ({'; '.join(drift)}), so that no two steps in a "
+        f"row are skipped; diffcache.calibrate(pipe, prompts, method={method.name!r}) measures anew"
+    )
+    return method.configured(max_consecutive_skips=1), note
+
+
 def _attach(
     stack: ExitStack, generation: Generation, method: Method, modules: Iterable[nn.Module]
 ) -> None:
@@ -81,8 +99,9 @@ def _handler(generation: Generation, attachment: Attachment, module: nn.Module) 
 class PipelineWrapping:
     """A method on one pipeline instance; nothing but the instance's class differs outside calls."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, calibration: Calibration | None = None) -> None:
         self.method = method
+        self.calibration = calibration
         self.checked: dict[Hashable, bool] = {}
         self.report: Report | None = None
 
@@ -96,20 +115,24 @@ class PipelineWrapping:
         pipe.__class__ = base_of(pipe)
         del wrappings[pipe]
 
-    def generate(self, pipe: Any, call: Callable[[], Any], callbacks: bool) -> Any:
-        """Runs one pipeline call, which is given `callbacks` or not, in a generation's scope."""
-        method = requested(self.method)
+    def generate(self, pipe: Any, call: partial) -> Any:
+        """Runs one pipeline call inside of a generation's scope."""
+        modules = tuple(denoisers(pipe).values())
+        steps = call.keywords.get("num_inference_steps")
+        method, note = cautious(requested(self.method), self.calibration, modules, steps)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
         generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
+        if note is not None:
+            generation.report.note(note)
         with ExitStack() as stack:
             stack.callback(self._finish, pipe, generation, stale)
             for scheduler in schedulers(pipe):
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
-            modules = tuple(denoisers(pipe).values())
             _attach(stack, generation, method, modules)
-            if callbacks:
+            # Nobody but a callback has a chance to change a denoiser during the call.
+            if any(map(call.keywords.get, _CALLBACKS)):
                 generation.version = lambda: tuple(map(version, modules))
             token = current.set(generation)
             stack.callback(current.reset, token)
@@ -131,7 +154,7 @@ def _scoped(base: type) -> dict[str, Callable]:
         for name in _CALLBACKS & kwargs.keys():
             kwargs[name] = _outside(kwargs[name])
         call = partial(base.__call__, self, *args, **kwargs)
-        return wrapping.generate(self, call, any(map(kwargs.get, _CALLBACKS)))
+        return wrapping.generate(self, call)
 
     return {"__call__": __call__}
 
@@ -159,8 +182,11 @@ class ModelWrapping:
     with the last step of the timetable.
     """
 
-    def __init__(self, method: Method, scheduler: Any) -> None:
+    def __init__(
+        self, method: Method, scheduler: Any, calibration: Calibration | None = None
+    ) -> None:
         self.method = method
+        self.calibration = calibration
         self.checked: dict[Hashable, bool] = {}
         self.report: Report | None = None
         # Weak, because the tables that lead here must not keep what they are keyed by.
@@ -222,8 +248,11 @@ class ModelWrapping:
             self._end()
 
     def _begin(self) -> None:
-        method = requested(self.method)
+        steps = getattr(self._scheduler(), "num_inference_steps", None)
+        method, note = cautious(requested(self.method), self.calibration, [self._module()], steps)
         self._generation = Generation(method, self.checked, lambda: None)
+        if note is not None:
+            self._generation.report.note(note)
         _attach(self._open, self._generation, method, [self._module()])
 
     def _end(self) -> None:

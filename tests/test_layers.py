@@ -23,6 +23,8 @@ LAYERS = {
         "diffcache",
         "diffcache.__main__",
         "diffcache.api",
+        "diffcache.calibrating",
+        "diffcache.calibration",
         "diffcache.cli",
         "diffcache.comparing",
         "diffcache.comparison",

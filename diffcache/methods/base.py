@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -11,6 +12,31 @@ from diffcache.runtime.guards import Guards
 from diffcache.sites import Output, Site
 
 _PARTS = {"site": Site, "policy": Policy, "predictor": Predictor, "guards": Guards}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Constants that a paper measured, and on what.
+
+    Attributes:
+        denoiser: class name of the denoiser.
+        config: entries of its config that tell its sizes apart.
+        scheduler: class name of the scheduler.
+        options: what was measured, as options of the method.
+    """
+
+    denoiser: str
+    config: Mapping[str, Any]
+    scheduler: str
+    options: Mapping[str, Any]
+
+    def fits(self, denoiser: Any, scheduler: Any) -> bool:
+        """Whether they were measured on such a denoiser under such a scheduler."""
+        config = getattr(denoiser, "config", {})
+        return [type(denoiser).__name__, type(scheduler).__name__] == [
+            self.denoiser,
+            self.scheduler,
+        ] and {name: config.get(name) for name in self.config} == self.config
 
 
 @dataclass(frozen=True)
@@ -25,6 +51,7 @@ class Method:
         name: how reports call it.
         summary: one line on what it does.
         paper: BibTeX of what to cite.
+        published: constants for denoisers that the paper measured, of what the policy measures.
 
     Raises:
         TypeError: a part is not of its kind.
@@ -39,6 +66,7 @@ class Method:
     name: str = "custom"
     summary: str = ""
     paper: str = ""
+    published: tuple[Published, ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
@@ -74,10 +102,12 @@ class Method:
     def configured(self, **options: Any) -> Method:
         """The method with options of its parts, or whole parts, replaced.
 
+        A part may be given as the name of the method it is taken from: `predictor="taylorseer"`.
+
         Raises:
             ValueError: no part has that option, or a value is refused by its part.
         """
-        whole = {name: options.pop(name) for name in list(options) if name in _PARTS}
+        whole = {name: _part(name, options.pop(name)) for name in list(options) if name in _PARTS}
         if whole:
             return replace(self, **whole).configured(**options)
         parts = {name: getattr(self, name) for name in _PARTS}
@@ -95,6 +125,14 @@ class Method:
             }
             parts[name] = replace(part, **own) if own else part
         return replace(self, **parts)
+
+
+def _part(name: str, value: Any) -> Any:
+    # The registry is made of modules that import this one.
+    from . import registry
+
+    named = isinstance(value, str) and value in registry()
+    return getattr(registry()[value], name) if named else value
 
 
 def _frozen(value: Any) -> Any:

@@ -1,38 +1,53 @@
 """When to compute: pure strategies over numbers, usable without hooks or diffusers."""
 
+from .accumulated import Accumulated, AccumulatedPrediction, AccumulatedProbe
 from .base import (
+    DraftError,
     Evidence,
     ForecastError,
     LatentChange,
     NoEvidence,
     Policy,
+    PredictedChange,
     ProbeChange,
     State,
     Step,
 )
 from .budget import ErrorBudget
 from .by_role import ByRole
-from .fixed import Gated, Interval, Mask
+from .drafted import Drafted
+from .fixed import Gated, GrowingInterval, Interval, Mask
 from .lag_errors import LagErrors
+from .magnitude import MagnitudeRatios
 from .released import ReleasedThirdOrder
+from .statistics import Statistics
 from .third_order import ThirdOrder
 from .threshold import Threshold
 
 __all__ = [
+    "Accumulated",
+    "AccumulatedPrediction",
+    "AccumulatedProbe",
     "ByRole",
+    "DraftError",
+    "Drafted",
     "ErrorBudget",
     "Evidence",
     "ForecastError",
     "Gated",
+    "GrowingInterval",
     "Interval",
     "LagErrors",
     "LatentChange",
+    "MagnitudeRatios",
     "Mask",
     "NoEvidence",
     "Policy",
+    "PredictedChange",
     "ProbeChange",
     "ReleasedThirdOrder",
     "State",
+    "Statistics",
     "Step",
     "ThirdOrder",
     "Threshold",

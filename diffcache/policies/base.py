@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .statistics import Statistics
+
 State = dict[str, Tensor]
 """A policy's memory: named tensors, each with the sample axis first."""
 
@@ -44,6 +46,15 @@ class NoEvidence(Evidence):
 
 
 @dataclass(frozen=True)
+class DraftError(NoEvidence):
+    """For policies that decide from the step alone, and then `accept` drafts by their error.
+
+    The error is mean |forecast − computed| / |computed| of the last block's output, computed from
+    what was forecast to enter it.
+    """
+
+
+@dataclass(frozen=True)
 class ForecastError(Evidence):
     """The relative error ‖truth − forecast‖ / ‖truth‖ that forecasting this step would make.
 
@@ -74,11 +85,19 @@ class ProbeChange(Evidence):
     change: Tensor
 
 
+@dataclass(frozen=True)
+class PredictedChange(Evidence):
+    """Relative change of the output that the latents' last move lets expect; NaN if unknown."""
+
+    change: Tensor
+
+
 class Policy(ABC):
     """Decides, for each sample of a batch on its own, whether a step is computed.
 
     A policy is frozen; what it remembers travels through `State`, so that an engine can snapshot,
-    branch and reorder samples. `evidence` names the type that `decide` reads.
+    branch and reorder samples. `evidence` names the type that `decide` reads. A policy with
+    numbers to be measured names their field in `measured`.
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
     One of scope "site" names the groups of modules that it decides on, such as the roles of
@@ -86,6 +105,8 @@ class Policy(ABC):
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
+    measured: ClassVar[str | None] = None
+    measured_is_needed: ClassVar[bool] = False
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -110,6 +131,14 @@ class Policy(ABC):
         forecast that would have stood in for the step, NaN where none could be made.
         """
         return state
+
+    def fit(self, statistics: Statistics) -> Policy:
+        """The policy with what a calibration has measured.
+
+        Raises:
+            ValueError: there is nothing to measure, or `statistics` lacks it.
+        """
+        raise ValueError(f"{type(self).__name__} takes no calibration; leave out calibration=")
 
 
 def compute_all(samples: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Policies that read no evidence: a fixed interval, and a mask played back."""
+"""Policies that read no evidence: a fixed or growing interval, and a mask played back."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step
+from .base import NoEvidence, Policy, State, Step, check_number
 
 
 @dataclass(frozen=True)
 class Interval(Policy):
-    """Computes one step in `every`, counted from step `start`; the steps before it are computed.
+    """Computes one step in `every`, counted from `phase` steps after step `start`.
+
+    The steps before `start` are computed.
 
     Args:
         every: the interval in steps; None never computes from `start` on.
-        start: the step that the interval is counted from.
+        start: the first step that may be skipped.
+        phase: steps from `start` to the one that the interval is counted from.
         within: skips only at timesteps between these two, both exclusive; None for anywhere.
     """
 
     every: int | None = 2
     start: int = 0
+    phase: int = 0
     within: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -31,8 +35,9 @@ class Interval(Policy):
             raise ValueError(f"within={self.within!r} is not a pair; try within=(100, 800)")
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
-        due = self.every is not None and (step.index - self.start) % self.every == 0
-        compute = step.index < self.start or due or not self._inside(step)
+        counted = step.index - self.start
+        due = self.every is not None and (counted - self.phase) % self.every == 0
+        compute = counted < 0 or due or not self._inside(step)
         return torch.full((evidence.samples,), compute), state
 
     def _inside(self, step: Step) -> bool:
@@ -56,6 +61,43 @@ class Gated(Policy):
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
         phase = self.before if step.index < self.gate else self.after
         return phase.decide(step, evidence, state)
+
+
+@dataclass(frozen=True)
+class GrowingInterval(Policy):
+    """Computes one step in `window`, which grows with every step computed (Spectrum, CVPR 2026).
+
+    Args:
+        window: steps from one computed step to the next, rounded down.
+        growth: what `window` gains after a computed step; published 0.75 and 3.
+        start: the steps before it are computed and leave the window as it is.
+    """
+
+    window: float = 2.0
+    growth: float = 0.75
+    start: int = 5
+
+    def __post_init__(self) -> None:
+        check_number("window", self.window, 2.0)
+        check_number("growth", self.growth, 0.75)
+
+    def init(self, samples: int) -> State:
+        return {
+            "window": torch.full((samples,), float(self.window), dtype=torch.float64),
+            "since": torch.zeros(samples, dtype=torch.float64),
+        }
+
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        since = state["since"] + 1
+        compute = (since >= state["window"].floor()) | (step.index < self.start)
+        return compute, {**state, "since": since}
+
+    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+        grown = computed & (step.index >= self.start)
+        return {
+            "window": state["window"] + self.growth * grown,
+            "since": state["since"].masked_fill(computed, 0.0),
+        }
 
 
 @dataclass(frozen=True)

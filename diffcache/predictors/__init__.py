@@ -1,7 +1,16 @@
 """What stands in for a skipped value: linear combinations of values really computed."""
 
 from .base import Predictor
+from .chebyshev import ChebyshevRidge
 from .newton import Newton, Reuse, adams_bashforth
 from .taylor import Hermite, Taylor
 
-__all__ = ["Hermite", "Newton", "Predictor", "Reuse", "Taylor", "adams_bashforth"]
+__all__ = [
+    "ChebyshevRidge",
+    "Hermite",
+    "Newton",
+    "Predictor",
+    "Reuse",
+    "Taylor",
+    "adams_bashforth",
+]

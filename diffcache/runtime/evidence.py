@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from diffcache.kernels import latent_difference
-from diffcache.policies import Evidence, ForecastError, LatentChange, NoEvidence
+from diffcache.policies import (
+    Evidence,
+    ForecastError,
+    LatentChange,
+    NoEvidence,
+    PredictedChange,
+)
 from diffcache.predictors import Predictor
 
 from .history import History
@@ -144,9 +150,65 @@ class LatentChangeCollector(Collector):
         return sum(latent.nbytes for latent in self.latents)
 
 
+class PredictedChangeCollector(Collector):
+    """EasyCache's measure: how far the prediction moves for how far the latents do.
+
+    With k = mean |v_t − v_p| / mean |x_t − x_p| over the last two computed steps, skipping the
+    step from x_n changes the prediction by k · mean |x_n − x_{n−1}| / mean |v_t|. All is kept in
+    fp32, where bf16 would measure its own rounding.
+    """
+
+    def __init__(self, samples: int, predictor: Predictor) -> None:
+        super().__init__(samples, predictor)
+        self.latents: list[Tensor] = []
+        # At each sample's last computed step: prediction, latents, and the slope k / mean |v|.
+        self.computed: list[Tensor] = []
+        self.slope = torch.full((samples,), float("nan"))
+
+    def before(self, time: float, step: int) -> PredictedChange:
+        if len(self.latents) < 2:
+            return PredictedChange(self._unknown)
+        moved = latent_difference(self.latents, (1.0, -1.0)).abs_difference
+        return PredictedChange((self.slope.to(moved.device) * moved).cpu().double())
+
+    def after(
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
+    ) -> Tensor:
+        # The latents that the prediction was made for; the first are not known.
+        known = bool(self.latents) and self.latents[0].shape == prediction.shape
+        if known and any(computed):
+            self._learn([prediction.float(), self.latents[0]], computed)
+        newest = latents.float() if latents.dtype != torch.float32 else latents.clone()
+        if self.latents and self.latents[0].shape != newest.shape:
+            self.latents, self.computed = [], []
+        self.latents = [newest, *self.latents[:1]]
+        return self._unknown
+
+    def _learn(self, newest: list[Tensor], computed: Sequence[bool]) -> None:
+        rows = torch.tensor(computed, device=newest[0].device)
+        if self.computed:
+            found = [
+                latent_difference(pair, (1.0, -1.0))
+                for pair in zip(newest, self.computed, strict=True)
+            ]
+            # Means over as many elements, so that sums will do.
+            slope = found[0].abs_difference / found[1].abs_difference / found[0].abs_reference
+            self.slope = torch.where(rows, slope, self.slope.to(slope.device))
+        along = rows.reshape(-1, *[1] * (newest[0].ndim - 1))
+        self.computed = [
+            torch.where(along, new, old)
+            for new, old in zip(newest, self.computed or newest, strict=True)
+        ]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in [*self.latents, *self.computed])
+
+
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {
     ForecastError: ForecastErrorCollector,
     LatentChange: LatentChangeCollector,
+    PredictedChange: PredictedChangeCollector,
 }
 
 

@@ -166,9 +166,10 @@ class Generation:
         return (attachment.key, turn.rows, shapes)
 
     def _unchecked(self, attachment: Any, turn: Turn) -> bool:
-        if turn.rows == 1 or (turn.mask is not None and not turn.mixed):
-            return False
-        return self._signature_of(attachment, turn) not in self.checked
+        # A draft that some rows reject becomes a mixed step.
+        settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
+        known = settled or self._signature_of(attachment, turn) in self.checked
+        return turn.rows > 1 and not known
 
     def _first(self, attachment: Any, turn: Turn) -> Any:
         """Serves a call that may be the first mixed one of its kind.
@@ -234,8 +235,8 @@ class Generation:
             self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
             self.report.trace.extend(run.trace)
             self.masks.extend(run.masks)
-            for note in run.notes:
-                self.report.note(note)
+            for text in run.notes:
+                self.report.note(text)
             if run.full:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         self.runs.clear()

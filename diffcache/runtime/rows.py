@@ -123,6 +123,12 @@ def merge(computed: Tensor, forecast: Tensor, index: Tensor) -> Tensor:
     return forecast
 
 
+def along(mask: list[bool], like: Tensor) -> Tensor:
+    """`mask` as a tensor that selects rows of `like`, whose rows may have several entries."""
+    rows = torch.tensor(mask, device=like.device).repeat_interleave(like.shape[0] // len(mask))
+    return rows.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def as_index(mask: list[bool]) -> Tensor:
     """Row numbers where `mask` is True."""
     return torch.tensor([row for row, computed in enumerate(mask) if computed])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffcache.policies import Evidence, Policy, ProbeChange, Step
+from diffcache.policies import DraftError, Evidence, Policy, ProbeChange, State, Step
 from diffcache.predictors import Predictor
 
 from .evidence import Collector, collector_for
@@ -85,6 +85,11 @@ class Run:
     def in_forward(self) -> bool:
         """Whether the policy's evidence appears inside the denoiser's forward."""
         return self.method.policy.evidence is ProbeChange
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the policy accepts or rejects forecasts inside the denoiser's forward."""
+        return self.method.policy.evidence is DraftError
 
     @property
     def bytes(self) -> int:
@@ -173,13 +178,26 @@ class Run:
         self.decision = self._settle(stage, evidence, forced)
         return self.decision
 
-    def ask(self, change: Tensor) -> list[bool]:
-        """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`."""
-        stage = self.stage(self.samples)
-        return self._settle(stage, ProbeChange(change), self._forced(stage))
+    def ask(self, change: Tensor, state: State | None) -> tuple[list[bool], State]:
+        """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
+        policy = self.method.policy
+        wanted, state = policy.decide(
+            self.step, ProbeChange(change), policy.init(self.samples) if state is None else state
+        )
+        mask = self._bind(wanted, self._forced(self.stage(self.samples)))
+        unknown = torch.full_like(change, float("nan"))
+        return mask, policy.observe(self.step, unknown, torch.tensor(mask), state)
+
+    def rejected(self, error: Tensor) -> list[bool]:
+        """Which samples' drafts are not accepted, by their `error` `[samples]`."""
+        found = (~self.method.policy.accept(self.step, error)).tolist()
+        return [True] * self.samples if self.uniform and any(found) else found
 
     def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
         wanted, stage.state = self.method.policy.decide(self.step, evidence, stage.state)
+        return self._bind(wanted, forced)
+
+    def _bind(self, wanted: Tensor, forced: list[Rule | None]) -> list[bool]:
         if groups := self.method.policy.groups:
             columns = zip(groups, wanted.T.tolist(), strict=True)
             self.groups = {group: self._bound(forced, column) for group, column in columns}
@@ -254,11 +272,11 @@ class Run:
 
         A sample that every lane computed against the decision, for want of a value, is computed.
         """
-        if self.decision is not None:
+        if self.decision is not None and not self.verifies:
             if not self.lane_masks:
                 return self.decision
             seen = zip(*self.lane_masks, strict=True)
             return [a or all(b) for a, b in zip(self.decision, seen, strict=True)]
-        if not self.lane_masks or not self.in_forward:
+        if not self.lane_masks or not (self.in_forward or self.verifies):
             return [True] * self.samples
         return [any(seen) for seen in zip(*self.lane_masks, strict=True)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .lanes import Lane
+from .recorder import recording
 from .rows import as_index, samples_to_rows
 from .run import Run
 
@@ -67,7 +68,10 @@ class Turn:
         if not totals[0].any():
             self.run.note("the first block gave the same at two steps, so all blocks were computed")
             return self.compute_all()
-        self._settle(self.run.ask(totals[0] / totals[1]))
+        memory = self.lane.memory
+        # Branches see different changes, so that each has a policy's memory of its own.
+        mask, memory["policy"] = self.run.ask(totals[0] / totals[1], memory.get("policy"))
+        self._settle(mask)
 
     @property
     def sample_mask(self) -> list[bool]:
@@ -121,6 +125,22 @@ class Turn:
         masks = self.groups.values() or [self.mask or []]
         return any(any(mask) and not all(mask) for mask in masks)
 
+    @property
+    def verifies(self) -> bool:
+        """Whether forecasts are drafts, to be verified inside the call."""
+        return self.run.verifies
+
+    def reject(self, error: Tensor) -> bool:
+        """Makes rows compute whose samples' drafts erred too much, by `error` `[rows]`.
+
+        Returns whether there are any that did not compute before.
+        """
+        samples = self.run.samples
+        errors = error.cpu().double().reshape(-1, samples).mean(0)
+        rejected = samples_to_rows(self.run.rejected(errors), self.rows)
+        before, self.mask = self.mask, [a or b for a, b in zip(self.mask, rejected, strict=True)]
+        return self.mask != before
+
     def index(self) -> Tensor:
         """The rows that compute."""
         return as_index(self.mask)
@@ -132,6 +152,11 @@ class Turn:
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
         self.lane.history(key).append(values, self.run.time, self.run.index, rows)
+
+    def record(self, key: Hashable, values: Sequence[Tensor]) -> None:
+        """Shows `values` `[rows, ...]` to the calibration that is running, if any."""
+        if (recorder := recording.get()) is not None:
+            recorder.take(self.lane, key, values, self.run.index)
 
     def can_forecast(self, key: Hashable) -> bool:
         """Whether every row has a value stored under `key`."""

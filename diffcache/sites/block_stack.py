@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffcache.kernels import latent_difference
-from diffcache.policies import ForecastError, LatentChange, NoEvidence, ProbeChange
-from diffcache.runtime.rows import merge, rows_first, take
+from diffcache.policies import DraftError, ForecastError, LatentChange, NoEvidence, ProbeChange
+from diffcache.runtime.rows import along, merge, rows_first, take
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
 from .discovery import block_lists, is_unet
 from .gate import close_gate, open_gate
+from .modulated import ModulatedInput
 from .output import Output, OutputAttachment
 from .recording import Recording, placeholder
 
@@ -34,18 +35,27 @@ class BlockStack(Site):
     Args:
         head: blocks at the start that are always computed.
         tail: blocks at the end that are always computed.
+        probe: "head", the head's residual at the last computed step; or "modulated", what the first
+            block hands its attention, at the step before.
     """
 
     head: int = 1
     tail: int = 0
-    provides = frozenset({NoEvidence, ForecastError, LatentChange, ProbeChange})
+    probe: Literal["head", "modulated"] = "head"
+    provides = frozenset({NoEvidence, ForecastError, LatentChange, ProbeChange, DraftError})
 
     def __post_init__(self) -> None:
         if self.head < 0 or self.tail < 0:
             raise ValueError(f"head={self.head}, tail={self.tail}: block counts cannot be negative")
-        if self.head == 0:
-            # The probe is the residual of the head.
+        if self.probe not in ("head", "modulated"):
+            raise ValueError(
+                f"probe={self.probe!r} is not known; use probe='head' or probe='modulated'"
+            )
+        if self.head == 0 and self.probe == "head":
             object.__setattr__(self, "provides", self.provides - {ProbeChange})
+        if self.tail == 0:
+            # A draft is verified by the tail's last block.
+            object.__setattr__(self, "provides", self.provides - {DraftError})
 
     def check(self, denoiser: nn.Module) -> None:
         name = type(denoiser).__name__
@@ -76,6 +86,9 @@ class _BlockStackAttachment(Attachment):
         self.turn: Turn | None = None
         self.entries: dict[int, dict[int, Tensor]] = {}
         self.head_entry: Tensor | None = None
+        self.draft_error: Tensor | None = None
+        modulated = site.probe == "modulated"
+        self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
         for block in self._blocks():
             open_gate(block)
             handlers[id(block)] = partial(self._serve, block)
@@ -86,6 +99,8 @@ class _BlockStackAttachment(Attachment):
     def detach(self) -> None:
         for block in self._blocks():
             close_gate(block)
+        if self.modulated is not None:
+            self.modulated.close()
 
     def run(self, turn: Turn) -> Any:
         if self.recording.blind:
@@ -93,22 +108,28 @@ class _BlockStackAttachment(Attachment):
         recorded = self.recording.plan is not None
         if not recorded or not self._known(turn):
             turn.compute_all()
-        self.turn = turn
+        self.turn, self.draft_error = turn, None
         try:
             output = turn.invoke(turn.args, turn.kwargs)
+            if self.draft_error is not None and turn.reject(self.draft_error):
+                output = turn.invoke(turn.args, turn.kwargs)
             if not recorded:
                 self.recording.settle()
                 self._take_in(turn)
             elif turn.full and not self._known(turn):
                 self.recording.blind = True
+            self._keep_modulated()
         finally:
             self.turn = self.head_entry = None
+            if self.modulated is not None:
+                self.modulated.value = None
             self.entries.clear()
             self.recording.calls.clear()
         return output
 
     def _known(self, turn: Turn) -> bool:
-        return all(turn.can_forecast(key) for key in self.recording.plan.sinks)
+        keys = [*self.recording.plan.sinks, *(["last"] if turn.verifies else [])]
+        return all(map(turn.can_forecast, keys))
 
     def _take_in(self, turn: Turn) -> None:
         """Stores what the recorded pass computed, as if its plan had been known from the start."""
@@ -150,6 +171,10 @@ class _BlockStackAttachment(Attachment):
             return compute(*args, **kwargs)
         if role.kind == "head":
             return self._probe(role, compute, args, kwargs)
+        if role.kind == "last":
+            return self._verify(role, compute, args, kwargs)
+        if turn.mask is None:
+            self._look(block, plain, args, kwargs)
         if role.source and not role.open:
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
@@ -198,35 +223,77 @@ class _BlockStackAttachment(Attachment):
             return described.structure.fill(bridged)
         return described.structure.fill(
             [
-                torch.where(_along(turn.mask, real), real, bridge)
+                torch.where(along(turn.mask, real), real, bridge)
                 for real, bridge in zip(described.tensors_of(output), bridged, strict=True)
             ]
         )
+
+    def _ask(self, probe: Tensor) -> Tensor | None:
+        """Asks the policy with a probe, where it is to be asked; what the probe last was."""
+        turn = self.turn
+        known = turn.lane.memory.get("probe")
+        if turn.mask is None:
+            if known is None:
+                turn.compute_all()
+            else:
+                found = latent_difference([known, probe], [1.0, -1.0])
+                turn.ask(found.abs_difference, found.abs_reference)
+        return known
+
+    def _look(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> None:
+        """Asks the policy with the modulated input, before the first bypassed block."""
+        turn, modulated = self.turn, self.modulated
+        if modulated.value is None and block is modulated.block:
+            turn.in_model = True
+            modulated.look(partial(plain, *args, **kwargs))
+            turn.in_model = False
+        if self._readable():
+            self._ask(modulated.value)
+        else:
+            turn.compute_all()
+            turn.run.note(
+                "computed: the first block has no attention whose modulated input could be read; "
+                "diffcache.wrap(pipe, 'fbcache') needs none"
+            )
+
+    def _readable(self) -> bool:
+        value = self.modulated.value
+        return value is not None and value.ndim > 0 and value.shape[0] == self.turn.rows
+
+    def _keep_modulated(self) -> None:
+        if self.modulated is not None and self._readable():
+            self.turn.lane.memory["probe"] = self.modulated.value
+            self.turn.record("probe", [self.modulated.value])
+
+    def _verify(self, role: Any, compute: Callable, args: tuple, kwargs: dict) -> Any:
+        """Computes the last block, and measures how a draft of its output errs."""
+        turn = self.turn
+        output = compute(*args, **kwargs)
+        if not turn.verifies:
+            return output
+        entry = self.recording.hidden_input(role.list_index, args, kwargs)
+        value = self.recording.hidden_output(role.list_index, output, entry)
+        # What was rejected is computed by a second run, which verifies nothing.
+        if not turn.full and self.draft_error is None:
+            truth = value.float()
+            error = (turn.forecast("last")[0].float() - truth).abs() / (truth.abs() + 1e-10)
+            self.draft_error = error.flatten(1).mean(1)
+        if not turn.none:
+            turn.remember("last", [value])
+        return output
 
     def _probe(self, role: Any, plain: Callable, args: tuple, kwargs: dict) -> Any:
         turn = self.turn
         if role.first_head:
             self.head_entry = self.recording.hidden_input(role.list_index, args, kwargs)
         output = plain(*args, **kwargs)
-        if not role.last_head or turn.run.method.policy.evidence is not ProbeChange:
+        asked = role.last_head and turn.run.method.policy.evidence is ProbeChange
+        if not asked or self.modulated is not None:
             return output
-        residual = (
-            self.recording.hidden_output(role.list_index, output, self.head_entry) - self.head_entry
-        )
-        residual = rows_first(residual, turn.rows)
-        known = turn.lane.memory.get("probe")
-        if turn.mask is None:
-            if known is None:
-                turn.compute_all()
-            else:
-                found = latent_difference([known, residual], [1.0, -1.0])
-                turn.ask(found.abs_difference, found.abs_reference)
+        after = self.recording.hidden_output(role.list_index, output, self.head_entry)
+        residual = rows_first(after - self.head_entry, turn.rows)
+        known = self._ask(residual)
         if known is not None and not turn.full:
-            residual = torch.where(_along(turn.mask, residual), residual, known)
+            residual = torch.where(along(turn.mask, residual), residual, known)
         turn.lane.memory["probe"] = residual
         return output
-
-
-def _along(mask: list[bool], like: Tensor) -> Tensor:
-    rows = torch.tensor(mask, device=like.device).repeat_interleave(like.shape[0] // len(mask))
-    return rows.reshape(-1, *[1] * (like.ndim - 1))

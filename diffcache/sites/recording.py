@@ -61,7 +61,7 @@ class Role:
     sink has not: what enters it is then made of placeholders.
     """
 
-    kind: Literal["head", "bypassed"]
+    kind: Literal["head", "bypassed", "last"]
     list_index: int
     source: bool = False
     open: bool = False
@@ -72,7 +72,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Plan:
-    """Roles by block, and the lists that have a sink. Blocks of the tail have no role."""
+    """Roles by block, and the lists that have a sink. Of the tail only the last has a role."""
 
     roles: dict[int, Role]
     sinks: tuple[int, ...]
@@ -151,6 +151,8 @@ class Recording:
                 open=any(other in lists[number:] for other in lists[:number] if other != index),
                 sink=index not in lists[number + 1 :],
             )
+        if self.tail:
+            roles[id(order[-1])] = Role("last", self._where[id(order[-1])])
         self.plan = Plan(roles, tuple(sorted(set(lists))))
         if not {id(block) for block in self._borders(order)} <= self._border:
             self.calls.clear()

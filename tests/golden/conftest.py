@@ -1,5 +1,8 @@
 """Random-weight pipelines that are cheap to run for many steps."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from diffusers import (
@@ -57,3 +60,42 @@ def flux_transformer():
 @pytest.fixture
 def flow_scheduler():
     return FlowMatchEulerDiscreteScheduler()
+
+
+def _inputs(batch: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    return {
+        "hidden_states": torch.randn(batch, 16, 8, generator=generator),
+        "encoder_hidden_states": torch.randn(batch, 6, 16, generator=generator),
+        "pooled_projections": torch.randn(batch, 16, generator=generator),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(6, 3),
+    }
+
+
+@torch.no_grad()
+def _sample(
+    transformer: torch.nn.Module, scheduler: Any, batch: int = 1, steps: int = 24
+) -> tuple[torch.Tensor, list[int]]:
+    call = _inputs(batch)
+    x = call.pop("hidden_states")
+    ran: list[int] = []
+    index = [0]
+    last = transformer.single_transformer_blocks[-1].norm
+    hook = last.register_forward_hook(lambda *_: ran.append(index[0]))
+    scheduler.set_timesteps(steps)
+    for i, t in enumerate(scheduler.timesteps):
+        index[0] = i
+        velocity = transformer(x, timestep=(t / 1000).expand(batch), return_dict=False, **call)[0]
+        x = scheduler.step(velocity, t, x, return_dict=False)[0]
+    hook.remove()
+    return x, ran
+
+
+@pytest.fixture(scope="session")
+def sample() -> Callable[..., tuple[torch.Tensor, list[int]]]:
+    """A hand-written loop `sample(transformer, scheduler, batch=1, steps=24)`.
+
+    It gives the latents, and at which steps the last block was run.
+    """
+    return _sample

@@ -5,7 +5,7 @@ from math import comb, factorial
 import pytest
 import torch
 
-from diffcache.predictors import Hermite, Newton, Reuse, Taylor, adams_bashforth
+from diffcache.predictors import ChebyshevRidge, Hermite, Newton, Reuse, Taylor, adams_bashforth
 
 
 def uneven(rows: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +95,44 @@ def test_taylor_and_hermite_are_their_published_formula(kind, basis, order, seed
     weights = kind(order).coefficients(steps.flip(0)[None], torch.tensor([now]).double())
     expected = taylorseer(values.tolist(), steps.tolist(), now, order, basis)
     assert float((weights[0] * values.flip(0)).sum()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_chebyshev_is_its_published_formula(count):
+    steps = torch.arange(count).double() * 3 + 4
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count)).double()
+    now = torch.tensor([float(steps[-1]) + 2], dtype=torch.float64)
+
+    def basis(t):
+        return torch.stack([torch.cos(m * torch.arccos(2 * t / 50 - 1)) for m in range(5)], -1)
+
+    design = basis(steps)
+    gram = design.T @ design + 0.1 * torch.eye(5, dtype=torch.float64)
+    expected = basis(now)[0] @ torch.linalg.inv(gram) @ design.T @ values
+    weights = ChebyshevRidge(blend=1.0).coefficients(steps.flip(0)[None], now)
+    assert float(weights[0] @ values.flip(0)) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_chebyshev_nears_polynomials_of_its_degree_as_the_ridge_vanishes():
+    times, t = uneven(4, 6, 3)
+    quartic = polynomial(4, 9)
+    weights = ChebyshevRidge(ridge=1e-12, horizon=8, blend=1.0).coefficients(times, t)
+    torch.testing.assert_close((weights * quartic(times)).sum(1), quartic(t), rtol=1e-3, atol=1e-3)
+
+
+def test_chebyshev_blends_with_the_line_through_the_newest():
+    times, t = uneven(3, 5, 4)
+    line = torch.zeros(3, 5, dtype=torch.float64)
+    line[:, :2] = Newton(1).coefficients(times, t)
+    half, whole = (ChebyshevRidge(blend=b).coefficients(times, t) for b in (0.5, 1.0))
+    torch.testing.assert_close(half, (whole + line) / 2)
+    torch.testing.assert_close(ChebyshevRidge(blend=0.0).coefficients(times, t), line)
+
+
+@pytest.mark.parametrize("options", [{"degree": 0}, {"ridge": 0.0}, {"blend": 1.5}])
+def test_chebyshev_refuses_what_cannot_be_fitted(options):
+    with pytest.raises(ValueError, match="; try "):
+        ChebyshevRidge(**options)
 
 
 def test_taylor_is_inexact_on_quadratics_as_published():

@@ -1,0 +1,161 @@
+"""What was measured on a pipeline, and of which pipeline it tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .methods import Method
+from .policies import Statistics
+from .runtime.disguise import base_of
+from .sites.discovery import plain_module
+
+_PARAMETERS, _ELEMENTS = 32, 8
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured numbers with a fingerprint of what they were measured on.
+
+    Attributes:
+        method: name of the method that they were measured for.
+        base: denoisers and schedulers, class and hash of the config of each: these must agree.
+        weights: hash of sampled weights.
+        adapters: active adapters and their scales.
+        setting: simple arguments of the calls.
+        statistics: the numbers.
+    """
+
+    method: str
+    base: dict[str, str]
+    weights: str
+    adapters: dict[str, float]
+    setting: dict[str, Any] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=lambda: Statistics(0))
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(**{**found, "statistics": _statistics(found["statistics"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} holds no calibration; write one with "
+                "diffcache.calibrate(pipe, prompts, method=…).save(path)"
+            ) from error
+
+    def check(self, modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> None:
+        """Raises ValueError where these denoisers or schedulers are not those measured."""
+        found = base_of_pipeline(modules, schedulers)
+        if found != self.base:
+            differing = sorted(found.items() ^ self.base.items())
+            names = ", ".join(sorted({name for name, _ in differing}))
+            raise ValueError(
+                f"this calibration was measured on another configuration (differing: {names}); "
+                f"call diffcache.calibrate(pipe, prompts, method={self.method!r})"
+            )
+
+    def drift(self, modules: Iterable[nn.Module], steps: int | None) -> list[str]:
+        """What differs from when it was measured, in words."""
+        modules = list(modules)
+        found = []
+        if adapters_of(modules) != self.adapters:
+            found.append(f"adapters {adapters_of(modules)} in place of {self.adapters}")
+        elif weights_of(modules) != self.weights:
+            found.append("other weights")
+        if steps is not None and steps != self.statistics.steps:
+            found.append(f"{steps} steps in place of {self.statistics.steps}")
+        return found
+
+
+def _statistics(found: dict[str, Any]) -> Statistics:
+    changes = {key: tuple(map(tuple, curves)) for key, curves in found["changes"].items()}
+    ratios = {key: tuple(curve) for key, curve in found["ratios"].items()}
+    return Statistics(found["steps"], changes, ratios)
+
+
+def fitted(
+    method: Method,
+    modules: list[nn.Module],
+    schedulers: list[Any],
+    calibration: Calibration | None,
+) -> Method:
+    """The method with what it needs measured: from `calibration`, or as published.
+
+    Raises:
+        ValueError: the calibration is of another pipeline or lacks what the method needs, or the
+            method needs one and none fits.
+    """
+    policy = method.policy
+    if calibration is not None:
+        calibration.check(modules, schedulers)
+        return replace(method, policy=policy.fit(calibration.statistics))
+    if policy.measured is None or getattr(policy, policy.measured) is not None:
+        return method
+    for constants in method.published:
+        if any(constants.fits(plain_module(m), s) for m in modules for s in schedulers):
+            return method.configured(**constants.options)
+    if policy.measured_is_needed:
+        names = ", ".join(type(plain_module(module)).__name__ for module in modules)
+        raise ValueError(
+            f"{method.name!r} needs {policy.measured} measured on {names}, and none are published; "
+            f"call calibration = diffcache.calibrate(pipe, prompts, method={method.name!r}), then "
+            f"diffcache.wrap(pipe, {method.name!r}, calibration=calibration)"
+        )
+    return method
+
+
+def base_of_pipeline(modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> dict[str, str]:
+    """Class and hash of the config of every denoiser and scheduler."""
+    parts = [*map(plain_module, modules), *schedulers]
+    return {f"{i} {base_of(part).__name__}": _config(part) for i, part in enumerate(parts)}
+
+
+def _config(part: Any) -> str:
+    entries = {k: v for k, v in dict(getattr(part, "config", {})).items() if k[:1] != "_"}
+    text = json.dumps(entries, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_of(modules: Iterable[nn.Module]) -> str:
+    """Hash of a few elements of a few parameters; adapters are left out."""
+    digest = hashlib.sha256()
+    for module in modules:
+        named = sorted(
+            (name.replace(".base_layer", ""), parameter)
+            for name, parameter in plain_module(module).named_parameters()
+            if "lora_" not in name and not parameter.is_meta
+        )
+        for name, parameter in named[:: max(1, len(named) // _PARAMETERS)]:
+            flat = parameter.detach().reshape(-1)
+            sampled = flat[:: max(1, flat.numel() // _ELEMENTS)].to("cpu", torch.float32)
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sampled.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def adapters_of(modules: Iterable[nn.Module]) -> dict[str, float]:
+    """Active adapters and their scales, as peft's layers have them."""
+    found: dict[str, float] = {}
+    for module in modules:
+        for layer in plain_module(module).modules():
+            scaling = getattr(layer, "scaling", None)
+            if isinstance(scaling, dict) and not getattr(layer, "disable_adapters", False):
+                active = getattr(layer, "active_adapters", [])
+                found.update({name: float(scaling[name]) for name in active if name in scaling})
+    return found

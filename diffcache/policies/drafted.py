@@ -1,0 +1,38 @@
+"""Forecast every step as a draft, and keep it where a check inside the call says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import DraftError, Policy, State, Step, check_number
+
+
+@dataclass(frozen=True)
+class Drafted(Policy):
+    """SpeCa: accepts a draft whose error is within max(base · decay^progress, floor).
+
+    Progress runs from 0 at the first step to 1 at the last (arXiv 2509.11628).
+    """
+
+    base: float = 7.0
+    decay: float = 0.3
+    floor: float = 0.1
+    evidence: ClassVar[type[DraftError]] = DraftError
+
+    def __post_init__(self) -> None:
+        check_number("base", self.base, 7.0)
+        check_number("decay", self.decay, 0.3)
+        check_number("floor", self.floor, 0.1)
+
+    def decide(self, step: Step, evidence: DraftError, state: State) -> tuple[Tensor, State]:
+        return torch.zeros(evidence.samples, dtype=torch.bool), state
+
+    def accept(self, step: Step, error: Tensor) -> Tensor:
+        """Whether the drafts with `error` `[samples]` may stand, `[samples]` of bool."""
+        progress = step.index / max(step.total - 1, 1)
+        # Asked this way round, an error that is not a number is refused.
+        return error <= max(self.base * self.decay**progress, self.floor)

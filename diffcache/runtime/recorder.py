@@ -1,0 +1,81 @@
+"""Keeps how values change over full runs, for a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from contextvars import ContextVar
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from diffcache.policies import Statistics
+
+from .lanes import Lane
+
+LAGS = 3
+
+recording: ContextVar[Recorder | None] = ContextVar("diffcache_recorder", default=None)
+"""Takes what the turns of this thread or task remember."""
+
+
+class Recorder:
+    """Compares each value with those of the last `LAGS` steps under the same key and lane.
+
+    It holds `LAGS` values of each and nothing else of a tensor's size.
+    """
+
+    def __init__(self) -> None:
+        self._past: WeakKeyDictionary[Lane, dict[Hashable, list[list[Tensor]]]] = (
+            WeakKeyDictionary()
+        )
+        self._changes: dict[tuple[str, int, int], list[float]] = {}
+        self._ratios: dict[tuple[str, int], list[float]] = {}
+        self._keys: set[str] = set()
+        self._steps = 0
+
+    def take(self, lane: Lane, key: Hashable, values: Sequence[Tensor], step: int) -> None:
+        """Takes in `values` `[rows, ...]` of `key` as computed at `step`."""
+        past = self._past.setdefault(lane, {}).setdefault(key, [])
+        name = str(key)
+        self._keys.add(name)
+        self._steps = max(self._steps, step + 1)
+        for lag, older in enumerate(past, 1):
+            self._changes.setdefault((name, lag, step), []).append(
+                _mean(map(_change, values, older))
+            )
+        if past:
+            self._ratios.setdefault((name, step), []).append(_mean(map(_ratio, values, past[0])))
+        past.insert(0, [value.detach().float().clone() for value in values])
+        del past[LAGS:]
+
+    def statistics(self) -> Statistics:
+        """What was found, averaged over everything taken in at a step."""
+
+        def curve(found: dict, *key: Hashable) -> tuple[float | None, ...]:
+            steps = [found.get((*key, step)) for step in range(self._steps)]
+            return tuple(None if seen is None else _mean(seen) for seen in steps)
+
+        return Statistics(
+            self._steps,
+            {
+                key: tuple(curve(self._changes, key, lag) for lag in range(1, LAGS + 1))
+                for key in self._keys
+            },
+            {key: curve(self._ratios, key) for key in self._keys},
+        )
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    listed = list(numbers)
+    return sum(listed) / len(listed)
+
+
+def _change(new: Tensor, old: Tensor) -> float:
+    """mean |new − old| / mean |old|, averaged over rows."""
+    difference = (new.float() - old).abs().flatten(1).mean(1)
+    return float((difference / old.abs().flatten(1).mean(1).clamp(min=1e-12)).mean())
+
+
+def _ratio(new: Tensor, old: Tensor) -> float:
+    """Mean of ‖new‖ / ‖old‖ over the vectors of the last axis."""
+    return float((new.float().norm(dim=-1) / (old.norm(dim=-1) + 1e-8)).mean())

@@ -1,0 +1,68 @@
+"""What the first block hands its attention: its input, normalised and modulated by the timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffcache.runtime.names import Names
+
+from .gate import close_gate, open_gate
+
+
+class _Reached(Exception):
+    """Ends a block's forward where its attention would begin."""
+
+
+class ModulatedInput:
+    """Reads the hidden states that `block` gives its first attention, with or without running it.
+
+    Attributes:
+        value: what was read since it was last set to None.
+    """
+
+    def __init__(self, block: nn.Module, handlers: dict[int, Callable]) -> None:
+        self.block = block
+        self.value: Tensor | None = None
+        self._stopping = False
+        self._attentions = _attentions(block)
+        for module in self._attentions:
+            open_gate(module)
+            handlers[id(module)] = partial(self._serve, Names(module.forward))
+
+    def close(self) -> None:
+        """Leaves the block as it was found."""
+        for module in self._attentions:
+            close_gate(module)
+
+    def look(self, run: Callable[[], Any]) -> None:
+        """Runs the block by `run` no further than to its attention."""
+        self._stopping = bool(self._attentions)
+        try:
+            if self._stopping:
+                run()
+        except _Reached:
+            pass
+        finally:
+            self._stopping = False
+
+    def _serve(self, names: Names, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.value is None:
+            read = names(args, kwargs).get(names.first)
+            self.value = read if isinstance(read, Tensor) else None
+        if self._stopping:
+            raise _Reached
+        return plain(*args, **kwargs)
+
+
+def _attentions(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules inside that are attention by name."""
+    found = []
+    for child in module.children():
+        name = type(child).__name__
+        inner = [child] if "Attention" in name or "Attn" in name else _attentions(child)
+        found.extend(inner)
+    return found

@@ -1,0 +1,134 @@
+"""Measuring on a pipeline what a method needs, and what happens when the pipeline changes."""
+
+import time
+
+import pytest
+import torch
+
+import diffcache
+from diffcache.policies import AccumulatedProbe, Statistics
+
+
+def arguments(steps=12):
+    """Two samples for the tiny Flux of the tests."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "prompt_embeds": torch.randn(2, 7, 32, generator=generator),
+        "pooled_prompt_embeds": torch.randn(2, 32, generator=generator),
+        "generator": torch.Generator().manual_seed(4),
+        "num_inference_steps": steps,
+        "height": 16,
+        "width": 16,
+        "output_type": "latent",
+    }
+
+
+def measure(pipe, method, steps=12):
+    call = arguments(steps)
+    prompt = {name: call.pop(name) for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    return diffcache.calibrate(pipe, [prompt], method, **call)
+
+
+@pytest.mark.parametrize("method", ["magcache", "teacache"])
+def test_a_calibrated_method_skips(dit, generate, method):
+    plain = generate(dit)
+    calibration = measure(dit, method)
+    assert torch.equal(generate(dit), plain)
+    assert calibration.statistics.steps == 12
+    assert calibration.setting["num_inference_steps"] == 12
+    diffcache.wrap(dit, method, calibration=calibration, threshold=5.0)
+    generate(dit)
+    report = diffcache.report(dit)
+    assert report.compute_fraction < 0.8
+    assert not any("calibration" in note for note in report.notes)
+    diffcache.unwrap(dit)
+    assert torch.equal(generate(dit), plain)
+
+
+def test_ratios_are_those_of_the_residuals(dit):
+    calibration = measure(dit, "magcache")
+    seen = []
+    last = dit.transformer.transformer_blocks[-1]
+    entry = []
+    hooks = [
+        dit.transformer.transformer_blocks[0].register_forward_pre_hook(
+            lambda _, args, kwargs: entry.append(
+                (kwargs["encoder_hidden_states"], kwargs["hidden_states"])
+            ),
+            with_kwargs=True,
+        ),
+        last.register_forward_hook(
+            lambda _, args, out: seen.append([a - b for a, b in zip(out, entry[-1], strict=True)])
+        ),
+    ]
+    dit(**arguments())
+    for hook in hooks:
+        hook.remove()
+    expected = [
+        sum(float((n.norm(dim=-1) / o.norm(dim=-1)).mean()) for n, o in zip(*pair, strict=True)) / 2
+        for pair in zip(seen[1:], seen, strict=False)
+    ]
+    assert calibration.statistics.ratios["0"][0] is None
+    assert calibration.statistics.ratios["0"][1:] == pytest.approx(expected, rel=1e-2)
+
+
+def test_what_was_wrapped_stays_so_and_a_file_holds_it_all(dit, tmp_path):
+    diffcache.wrap(dit, "adaptive")
+    calibration = measure(dit, "magcache")
+    dit(**arguments())
+    assert diffcache.report(dit).method == "adaptive"
+    calibration.save(tmp_path / "ratios.json")
+    assert diffcache.Calibration.load(tmp_path / "ratios.json") == calibration
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"other.json holds no calibration; write one with"):
+        diffcache.Calibration.load(tmp_path / "other.json")
+
+
+def test_what_is_missing_is_refused_with_the_call_that_measures_it(dit):
+    with pytest.raises(ValueError, match=r"'magcache' needs ratios .* diffcache.calibrate\(pipe"):
+        diffcache.wrap(dit, "magcache")
+    with pytest.raises(ValueError, match="'adaptive' needs no calibration; call"):
+        measure(dit, "adaptive")
+    with pytest.raises(ValueError, match="ErrorBudget takes no calibration"):
+        diffcache.wrap(dit, "adaptive", calibration=measure(dit, "magcache"))
+
+
+def test_another_scheduler_is_refused(dit):
+    calibration = measure(dit, "magcache")
+    dit.scheduler = type(dit.scheduler).from_config(dit.scheduler.config, shift=3.0)
+    with pytest.raises(ValueError, match=r"another configuration .*FlowMatch.*diffcache.calibrate"):
+        diffcache.wrap(dit, "magcache", calibration=calibration)
+
+
+@pytest.mark.parametrize("change", ["weights", "steps"])
+def test_what_changes_later_is_a_note_and_caution(dit, generate, change):
+    diffcache.wrap(
+        dit, "magcache", calibration=measure(dit, "magcache"), threshold=9.0, max_skips=9
+    )
+    if change == "weights":
+        with torch.no_grad():
+            for parameter in dit.transformer.parameters():
+                parameter.mul_(1.01)
+    generate(dit, steps=10 if change == "steps" else 12)
+    report = diffcache.report(dit)
+    words = "10 steps in place of 12" if change == "steps" else "other weights"
+    assert any(words in note for note in report.notes)
+    assert "·" in report.timeline() and "··" not in report.timeline()
+
+
+def test_a_fingerprint_is_taken_in_under_a_second(dit):
+    calibration = measure(dit, "magcache")
+    began = time.perf_counter()
+    assert calibration.drift([dit.transformer], 12) == []
+    assert time.perf_counter() - began < 1
+
+
+def test_a_polynomial_is_fitted_to_what_was_measured():
+    probe = tuple(0.02 * i for i in range(1, 20))
+    output = tuple(3 * x**2 + 0.5 * x + 0.01 for x in probe)
+    nothing = (None, None)
+    statistics = Statistics(20, {"probe": ((None, *probe),) * 3, "0": ((None, *output),) * 3})
+    fitted = AccumulatedProbe().fit(statistics)
+    assert fitted.polynomial == pytest.approx((0, 0, 3, 0.5, 0.01), abs=1e-3)
+    with pytest.raises(ValueError, match="0 steps are too few"):
+        AccumulatedProbe().fit(Statistics(2, {"probe": (nothing,), "0": (nothing,)}))
