@@ -55,7 +55,8 @@ class Method:
 
     Raises:
         TypeError: a part is not of its kind.
-        ValueError: the site cannot provide the evidence that the policy reads.
+        ValueError: the site cannot provide the evidence that the policy reads, or has not the
+            groups of modules that it decides on.
     """
 
     site: Site = field(default_factory=Output)
@@ -82,6 +83,12 @@ class Method:
                 f"{type(self.policy).__name__} reads {needed.__name__}, which "
                 f"{type(self.site).__name__} cannot provide; it provides {provided}. "
                 f"{_sites_with(needed)}"
+            )
+        if unknown := [g for g in self.policy.groups if g not in self.site.groups]:
+            raise ValueError(
+                f"{type(self.policy).__name__} decides on {unknown}, which {self.site!r} does not "
+                f"know; it knows {list(self.site.groups)}. Use site=Modules(), or a policy without "
+                "groups"
             )
 
     def options(self) -> dict[str, Any]:

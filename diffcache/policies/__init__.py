@@ -14,8 +14,10 @@ from .base import (
     Step,
 )
 from .budget import ErrorBudget
+from .by_role import ByRole
 from .drafted import Drafted
-from .fixed import GrowingInterval, Interval, Mask
+from .fixed import Gated, GrowingInterval, Interval, Mask
+from .lag_errors import LagErrors
 from .magnitude import MagnitudeRatios
 from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
@@ -27,13 +29,16 @@ __all__ = [
     "Accumulated",
     "AccumulatedPrediction",
     "AccumulatedProbe",
+    "ByRole",
     "DraftError",
     "Drafted",
     "ErrorBudget",
     "Evidence",
     "ForecastError",
+    "Gated",
     "GrowingInterval",
     "Interval",
+    "LagErrors",
     "LatentChange",
     "MagnitudeRatios",
     "Mask",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import nan
 from typing import ClassVar
 
 import torch
@@ -24,11 +25,13 @@ class Step:
         total: scheduler steps of the run.
         weight: how far the scheduler moves the sample at this step for a unit prediction, in
             units of the clean sample, over the median of the run's steps.
+        timestep: the scheduler's own timestep, 1000 at pure noise for most; NaN where it has none.
     """
 
     index: int
     total: int
     weight: float = 1.0
+    timestep: float = nan
 
 
 class Evidence:
@@ -95,11 +98,20 @@ class Policy(ABC):
     A policy is frozen; what it remembers travels through `State`, so that an engine can snapshot,
     branch and reorder samples. `evidence` names the type that `decide` reads. A policy with
     numbers to be measured names their field in `measured`.
+
+    A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
+    One of scope "site" names the groups of modules that it decides on, such as the roles of
+    `diffcache.sites.Modules`.
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
     measured: ClassVar[str | None] = None
     measured_is_needed: ClassVar[bool] = False
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of modules that the columns of a mask stand for; empty for scope "step"."""
+        return ()
 
     def init(self, samples: int) -> State:
         """State of a run of `samples` samples before its first decision."""
@@ -107,7 +119,10 @@ class Policy(ABC):
 
     @abstractmethod
     def decide(self, step: Step, evidence: Evidence, state: State) -> tuple[Tensor, State]:
-        """Mask `[samples]` of bool, True = compute this step, and the state after deciding."""
+        """Mask of bool, True = compute this step, and the state after deciding.
+
+        The mask is `[samples]`, or `[samples, groups]` where the policy has groups.
+        """
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
         """Learns from a step that was computed for the samples in `computed` `[samples]` (bool).

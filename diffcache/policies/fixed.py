@@ -15,20 +15,52 @@ class Interval(Policy):
     """Computes one step in `every`, counted from `phase` steps after step `start`.
 
     The steps before `start` are computed.
+
+    Args:
+        every: the interval in steps; None never computes from `start` on.
+        start: the first step that may be skipped.
+        phase: steps from `start` to the one that the interval is counted from.
+        within: skips only at timesteps between these two, both exclusive; None for anywhere.
     """
 
-    every: int = 2
+    every: int | None = 2
     start: int = 0
     phase: int = 0
+    within: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1:
+        if self.every is not None and self.every < 1:
             raise ValueError(f"every={self.every!r} is not a positive step count; try every=2")
+        if self.within is not None and len(self.within) != 2:
+            raise ValueError(f"within={self.within!r} is not a pair; try within=(100, 800)")
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
         counted = step.index - self.start
-        compute = counted < 0 or (counted - self.phase) % self.every == 0
+        due = self.every is not None and (counted - self.phase) % self.every == 0
+        compute = counted < 0 or due or not self._inside(step)
         return torch.full((evidence.samples,), compute), state
+
+    def _inside(self, step: Step) -> bool:
+        return self.within is None or self.within[0] < step.timestep < self.within[1]
+
+
+@dataclass(frozen=True)
+class Gated(Policy):
+    """Asks one policy before step `gate` and another from it on.
+
+    Args:
+        gate: the first step of the second phase.
+        before: the first phase's policy, which reads no evidence and keeps no state.
+        after: the second phase's, likewise.
+    """
+
+    gate: int
+    before: Policy
+    after: Policy
+
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        phase = self.before if step.index < self.gate else self.after
+        return phase.decide(step, evidence, state)
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,9 @@ class Generation:
 
     def _unchecked(self, attachment: Any, turn: Turn) -> bool:
         # A draft that some rows reject becomes a mixed step.
-        settled = turn.mask is not None and (turn.full or (turn.none and not turn.verifies))
-        if turn.rows == 1 or settled:
-            return False
-        return self._signature_of(attachment, turn) not in self.checked
+        settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
+        known = settled or self._signature_of(attachment, turn) in self.checked
+        return turn.rows > 1 and not known
 
     def _first(self, attachment: Any, turn: Turn) -> Any:
         """Serves a call that may be the first mixed one of its kind.
@@ -178,15 +177,16 @@ class Generation:
         That one is computed in full as well; models that couple rows, or cannot be called with
         some of them, stop mixing.
         """
+        turn.expose_row()
         before = turn.lane.snapshot()
         output = why = None
         try:
             output = attachment.run(turn)
         except Exception as error:
-            if turn.mask is None or turn.full or turn.none:
+            if not turn.mixed:
                 raise
             why = f"cannot be called with some rows of a batch ({type(error).__name__}: {error})"
-        if turn.mask is None or turn.full or turn.none:
+        if not turn.mixed:
             return output
         mask, after = turn.mask, turn.lane.snapshot()
         turn.lane.restore(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import nan
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,8 @@ class Run:
         self.full: str | None = None
         self.uniform = False
         self.decision: list[bool] | None = None
+        # Where the policy decides by group of modules: the mask [samples] of each.
+        self.groups: dict[str, list[bool]] = {}
         self.rules: list[Rule] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
@@ -97,7 +100,8 @@ class Run:
         self.index = index
         self.position = min(self.begin + index, len(self.timesteps) - 1)
         self.time = self.coordinates[self.position]
-        self.step = Step(index, self.total, self.weights[self.position])
+        timestep = self.timesteps[self.position] if self.timesteps else nan
+        self.step = Step(index, self.total, self.weights[self.position], timestep)
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -143,14 +147,18 @@ class Run:
         """Drops what was computed and measured, so that this step computes like a first one."""
         self.lanes = Lanes(self.method.predictor.anchors)
         self.stages.clear()
-        self.decision = [True] * self.samples
+        self._compute_all()
         self.rules = ["first"] * self.samples
 
     def couple_samples(self) -> None:
         """From this step on, all samples are computed together or none is."""
         self.uniform = True
-        if self.decision is not None and any(self.decision):
-            self.decision = [True] * self.samples
+        if self.decision is not None and (self.groups or any(self.decision)):
+            self._compute_all()
+
+    def _compute_all(self) -> None:
+        self.decision = [True] * self.samples
+        self.groups = {}
 
     def decide(self) -> list[bool] | None:
         """The step's mask `[samples]`, taken once a step; None where a probe is to be asked.
@@ -190,11 +198,20 @@ class Run:
         return self._bind(wanted, forced)
 
     def _bind(self, wanted: Tensor, forced: list[Rule | None]) -> list[bool]:
+        if groups := self.method.policy.groups:
+            columns = zip(groups, wanted.T.tolist(), strict=True)
+            self.groups = {group: self._bound(forced, column) for group, column in columns}
+            # A step counts as computed where nothing of it was bypassed.
+            wanted = wanted.all(1)
         self.rules = [
             rule or ("policy" if want else "skip")
             for rule, want in zip(forced, wanted.tolist(), strict=True)
         ]
-        mask = [rule != "skip" for rule in self.rules]
+        return self._bound(forced, wanted.tolist())
+
+    def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
+        """What a policy wants, under the guards, and alike for samples that must not differ."""
+        mask = [rule is not None or want for rule, want in zip(forced, wanted, strict=True)]
         return [True] * self.samples if self.uniform and any(mask) else mask
 
     def _forced(self, stage: Stage) -> list[Rule | None]:
@@ -229,6 +246,7 @@ class Run:
         self.stage_number = 0 if getattr(self.scheduler, "state_in_first_order", True) else 1
         self.step_rows = 0
         self.decision = None
+        self.groups = {}
 
     def _observe(self, prediction: Tensor, latents: Tensor) -> None:
         """Evidence and books for the step just made."""

@@ -22,7 +22,9 @@ class Turn:
         rows: batch rows of the call.
         listed: whether the sample is a list with a tensor a row, and the output then one too.
         lane: the guidance branch that the call continues.
-        mask: one bool a row, True = compute; None until a probe has been asked.
+        mask: one bool a row, True = compute; None until a probe has been asked. Where the policy
+            decides by group of modules, True = every group computes.
+        groups: the mask of each group, where the policy decides by group.
         proven: whether the denoiser is known to take gathered rows of such a call.
         in_model: whether the denoiser's own code is running, with nothing of it replaced: what it
             raises then it would raise in a plain pipeline too.
@@ -44,6 +46,7 @@ class Turn:
         self.ran = False
         self.proven = self.in_model = False
         self.mask: list[bool] | None = None
+        self.groups: dict[str, list[bool]] = {}
         self._settle(run.decide())
 
     def _settle(self, decision: list[bool] | None) -> None:
@@ -51,6 +54,8 @@ class Turn:
             self.compute_all()
         elif decision is not None:
             self.mask = samples_to_rows(decision, self.rows)
+            groups = self.run.groups.items()
+            self.groups = {name: samples_to_rows(mask, self.rows) for name, mask in groups}
 
     def ask(self, change: Tensor, reference: Tensor) -> None:
         """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
@@ -79,6 +84,17 @@ class Turn:
     def compute_all(self) -> None:
         """Makes every row compute."""
         self.mask = [True] * self.rows
+        self.groups = {}
+
+    def mask_of(self, group: str) -> list[bool]:
+        """One bool a row for a group of modules; a group that no policy decides on computes."""
+        return self.groups.get(group, [True] * self.rows) if self.groups else self.mask
+
+    def expose_row(self) -> None:
+        """Makes one row compute every group, so that a full run has what to be compared with."""
+        if self.groups and self.mixed and self.none:
+            self.mask = [True, *self.mask[1:]]
+            self.groups = {name: [True, *mask[1:]] for name, mask in self.groups.items()}
 
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
@@ -107,6 +123,12 @@ class Turn:
         return not any(self.mask)
 
     @property
+    def mixed(self) -> bool:
+        """Whether some rows compute what others do not."""
+        masks = self.groups.values() or [self.mask or []]
+        return any(any(mask) and not all(mask) for mask in masks)
+
+    @property
     def verifies(self) -> bool:
         """Whether forecasts are drafts, to be verified inside the call."""
         return self.run.verifies
@@ -126,10 +148,12 @@ class Turn:
         """The rows that compute."""
         return as_index(self.mask)
 
-    def remember(self, key: Hashable, values: Sequence[Tensor]) -> None:
-        """Stores `values` `[rows, ...]` of the rows that computed."""
-        rows = None if self.full else self.mask
-        self.record(key, values)
+    def remember(
+        self, key: Hashable, values: Sequence[Tensor], mask: list[bool] | None = None
+    ) -> None:
+        """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`."""
+        mask = self.mask if mask is None else mask
+        rows = None if all(mask) else mask
         self.lane.history(key).append(values, self.run.time, self.run.index, rows)
 
     def record(self, key: Hashable, values: Sequence[Tensor]) -> None:

@@ -2,7 +2,8 @@
 
 from .base import Attachment, Site
 from .block_stack import BlockStack
+from .modules import Modules
 from .output import Output
 from .unet_branch import UNetBranch
 
-__all__ = ["Attachment", "BlockStack", "Output", "Site", "UNetBranch"]
+__all__ = ["Attachment", "BlockStack", "Modules", "Output", "Site", "UNetBranch"]

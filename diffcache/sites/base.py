@@ -30,6 +30,11 @@ class Site(ABC):
 
     provides: ClassVar[frozenset[type[Evidence]]]
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of modules that a policy may decide on one by one; most sites have none."""
+        return ()
+
     @abstractmethod
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
         """Puts the site on `denoiser` for a generation with these gate handlers."""

@@ -1,0 +1,65 @@
+"""One policy a role: attention, cross-attention and MLPs go stale at different rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import NoEvidence, Policy, State, Step
+
+
+@dataclass(frozen=True)
+class ByRole(Policy):
+    """Asks a policy of its own for each role of a module site, once a step (scope "site").
+
+    `decide` gives `[samples, roles]`, which the site applies to every module of a role. In a report
+    a step counts as computed where all roles compute; guards make all roles compute. A role
+    without a policy is always computed, and a role that a denoiser has no module of counts for
+    nothing but the report.
+
+    Args:
+        policies: a mapping from role ("self", "cross", "temporal", "mlp") to a policy that reads
+            no evidence.
+
+    Raises:
+        ValueError: no policy was given, or one reads evidence.
+    """
+
+    policies: tuple[tuple[str, Policy], ...]
+
+    def __post_init__(self) -> None:
+        given = self.policies
+        pairs = tuple(given.items() if isinstance(given, Mapping) else map(tuple, given))
+        if not pairs:
+            raise ValueError("ByRole has no policy; try ByRole({'self': Interval(2)})")
+        for role, policy in pairs:
+            if not isinstance(policy, Policy) or policy.evidence is not NoEvidence:
+                raise ValueError(
+                    f"ByRole: {policy!r} for {role!r} is no policy that decides from the step "
+                    f"alone; try ByRole({{{role!r}: Interval(2)}})"
+                )
+        object.__setattr__(self, "policies", pairs)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(role for role, _ in self.policies)
+
+    def init(self, samples: int) -> State:
+        return {
+            f"{role}.{name}": value
+            for role, policy in self.policies
+            for name, value in policy.init(samples).items()
+        }
+
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        masks, after = [], {}
+        for role, policy in self.policies:
+            prefix = f"{role}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            mask, own = policy.decide(step, evidence, own)
+            masks.append(mask)
+            after |= {f"{prefix}{name}": value for name, value in own.items()}
+        return torch.stack(masks, 1), after

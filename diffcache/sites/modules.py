@@ -1,0 +1,236 @@
+"""Single modules by role: a skip keeps the blocks and bypasses attention and MLPs inside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcache.policies import ForecastError, LatentChange, NoEvidence
+from diffcache.runtime.generation import current
+from diffcache.runtime.names import Names
+from diffcache.runtime.rows import blocks_of, merge, take, tensor_leaves
+from diffcache.runtime.turn import Turn
+
+from .base import Attachment, Site
+from .discovery import plain_module
+from .gate import close_gate, open_gate
+from .output import Output, OutputAttachment
+from .structure import Structure
+
+ROLES = ("self", "cross", "temporal", "mlp")
+
+_ATTENTION = re.compile(r"Attention(\dd)?$")
+_MLP = re.compile(r"FeedForward|M(LP|lp)$|^GLUMB")
+# Flux's single blocks have their MLP in pieces; the name of its first layer gives it away.
+_MLP_NAME = re.compile(r"^(ff|ffn|mlp|feed_forward|proj_mlp)$")
+_TEMPORAL = re.compile(r"motion_module|temporal|temp_attention")
+
+
+@dataclass(frozen=True)
+class Modules(Site):
+    """Skips the attention and MLP modules inside a denoiser's blocks and forecasts their outputs.
+
+    Modules are found by the names of their classes, and their roles by how they are called: "cross"
+    is attention called with encoder hidden states of another sequence that gives the sample's
+    sequence only, "temporal" is attention within the temporal or motion parts of a video model,
+    "self" is all other attention, the joint attention of MMDiT and Flux with it, and "mlp" is a
+    feed-forward network. A module that is called several times in a forward, or whose output is not
+    of tensors with a batch axis, is left alone and computed.
+
+    The policy may decide by role: its `groups` are then roles, and `[samples, roles]` its mask.
+
+    Kept are the outputs of all those modules: tokens × width × modules × the predictor's anchors,
+    for each guidance branch.
+
+    Args:
+        roles: the roles to skip; modules of others are computed.
+
+    Raises:
+        ValueError: a role is unknown, or none is given.
+    """
+
+    roles: tuple[str, ...] = ROLES
+    provides = frozenset({NoEvidence, ForecastError, LatentChange})
+
+    def __post_init__(self) -> None:
+        if not self.roles or set(self.roles) - set(ROLES):
+            raise ValueError(f"roles={self.roles!r}: use one or more of {', '.join(ROLES)}")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(self.roles)
+
+    def check(self, denoiser: nn.Module) -> None:
+        if not modules_of(denoiser):
+            raise ValueError(
+                f"{type(plain_module(denoiser)).__name__} has no attention or MLP module for the "
+                "module site; use a method on the output site, for example "
+                "diffcache.wrap(pipe, 'adaptive')"
+            )
+
+    def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
+        return _ModulesAttachment(self, denoiser, handlers)
+
+
+def modules_of(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """The attention and MLP modules of a denoiser, by path.
+
+    Of nested attention modules the innermost counts, of nested MLPs the outermost.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in plain_module(denoiser).named_modules():
+        parents = [other for other in found if path.startswith(f"{other}.")]
+        if _is_mlp(path, module):
+            if not any(_is_mlp(other, found[other]) for other in parents):
+                found[path] = module
+        elif _ATTENTION.search(type(module).__name__):
+            for outer in parents:
+                found.pop(outer)
+            found[path] = module
+    return found
+
+
+def _is_mlp(path: str, module: nn.Module) -> bool:
+    by_name = _MLP_NAME.match(path.rpartition(".")[2]) and not isinstance(module, nn.ModuleList)
+    return bool(by_name or _MLP.search(type(module).__name__))
+
+
+@dataclass
+class _Spot:
+    """What is known of a module: what it is at first sight, and its role once it was called."""
+
+    path: str
+    module: nn.Module
+    names: Names
+    role: str | None = None
+    alone: bool = False
+
+    def see(self, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        """Takes the role from a call and its output."""
+        if _is_mlp(self.path, self.module):
+            self.role = "mlp"
+        elif _TEMPORAL.search(self.path):
+            self.role = "temporal"
+        else:
+            bound = self.names(args, kwargs)
+            other = bound.get("encoder_hidden_states")
+            crosses = isinstance(other, Tensor) and other is not bound.get(self.names.first)
+            self.role = "cross" if crosses and len(tensor_leaves(output)) == 1 else "self"
+
+
+class _ModulesAttachment(Attachment):
+    def __init__(self, site: Modules, denoiser: nn.Module, handlers: dict) -> None:
+        self.key = id(denoiser)
+        self.roles = site.roles
+        self.fallback = OutputAttachment(denoiser)
+        self.turn: Turn | None = None
+        self.blind = False
+        self.called: set[str] = set()
+        self.spots = [
+            _Spot(path, module, Names(module.forward))
+            for path, module in modules_of(denoiser).items()
+        ]
+        for spot in self.spots:
+            open_gate(spot.module)
+            handlers[id(spot.module)] = partial(self._serve, spot)
+
+    def detach(self) -> None:
+        for spot in self.spots:
+            close_gate(spot.module)
+
+    def run(self, turn: Turn) -> Any:
+        if self.blind:
+            return self._without_modules(turn)
+        if not any(turn.can_forecast(spot.path) for spot in self.spots):
+            turn.compute_all()
+        self.turn = turn
+        self.called.clear()
+        try:
+            output = turn.invoke(turn.args, turn.kwargs)
+        finally:
+            self.turn = None
+        if not any(spot.role in self.roles and not spot.alone for spot in self.spots):
+            self.blind = True
+        return output
+
+    def _without_modules(self, turn: Turn) -> Any:
+        """Serves a denoiser whose modules' calls do not pass our gates (a compiled one)."""
+        report = current.get().report
+        policy = turn.run.method.policy
+        if policy.groups or policy.evidence not in Output.provides:
+            turn.compute_all()
+            report.note("computed in full: no module of the roles to skip could be observed")
+        else:
+            report.note("no module of the roles to skip could be observed, so outputs are skipped")
+        return self.fallback.run(turn)
+
+    def _serve(self, spot: _Spot, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        turn = self.turn
+        if turn is None:
+            return plain(*args, **kwargs)
+        turn.in_model = False
+        output = self._play(turn, spot, plain, args, kwargs)
+        turn.in_model = turn.full
+        return output
+
+    def _play(self, turn: Turn, spot: _Spot, plain: Callable, args: tuple, kwargs: dict) -> Any:
+        """What stands for a call of the module."""
+        # A module that is called again would mix the values of several places.
+        if spot.path in self.called and not spot.alone:
+            spot.alone = True
+            turn.lane.histories.pop(spot.path, None)
+        self.called.add(spot.path)
+        if spot.alone or (spot.role is not None and spot.role not in self.roles):
+            return turn.compute(plain, *args, **kwargs)
+        mask = turn.mask if spot.role is None else turn.mask_of(spot.role)
+        if all(mask) or spot.role is None or not turn.can_forecast(spot.path):
+            output = turn.compute(plain, *args, **kwargs)
+            self._keep(turn, spot, args, kwargs, output)
+            return output
+        if any(mask):
+            values = self._mixed(turn, spot, mask, plain, args, kwargs)
+        else:
+            values = turn.forecast(spot.path)
+        structure: Structure = turn.lane.memory[spot.path]
+        return structure.fill([value.flatten(0, 1) for value in values])
+
+    def _keep(self, turn: Turn, spot: _Spot, args: tuple, kwargs: dict, output: Any) -> None:
+        """Remembers a full output, or leaves the module alone if its rows cannot be told apart."""
+        entry = next(iter(tensor_leaves((args, kwargs))), None)
+        leaves = tensor_leaves(output)
+        batched = [leaf for leaf in leaves if blocks_of(leaf, turn.rows)]
+        if entry is None or not blocks_of(entry, turn.rows) or not leaves or batched != leaves:
+            spot.alone = True
+            return
+        if spot.role is None:
+            spot.see(args, kwargs, output)
+        if spot.role in self.roles:
+            turn.lane.memory[spot.path] = Structure(output)
+            values = [_by_row(leaf, turn.rows) for leaf in leaves]
+            turn.remember(spot.path, values, [True] * turn.rows)
+
+    def _mixed(
+        self, turn: Turn, spot: _Spot, mask: list[bool], plain: Callable, args: tuple, kwargs: dict
+    ) -> list[Tensor]:
+        """Runs the module on the rows that compute, and forecasts the rest; `[rows, blocks, …]`."""
+        entries = tensor_leaves((args, kwargs))[0].shape[0]
+        which = torch.tensor(mask).repeat_interleave(entries // turn.rows).nonzero()[:, 0]
+        computed = plain(*take(args, entries, which), **take(kwargs, entries, which))
+        index = torch.tensor(mask).nonzero()[:, 0]
+        values = [
+            merge(_by_row(part, len(index)), whole, index)
+            for part, whole in zip(tensor_leaves(computed), turn.forecast(spot.path), strict=True)
+        ]
+        turn.remember(spot.path, values, mask)
+        return values
+
+
+def _by_row(leaf: Tensor, rows: int) -> Tensor:
+    """`[rows · blocks, …]` as `[rows, blocks, …]`."""
+    return leaf.unflatten(0, (rows, -1))

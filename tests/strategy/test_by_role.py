@@ -1,0 +1,60 @@
+"""Policies of several roles as pure functions."""
+
+import pytest
+import torch
+
+from diffcache.methods import find
+from diffcache.policies import ByRole, Interval, Mask, NoEvidence, Step, Threshold
+
+
+def decide(policy, index, samples=2, timestep=500.0):
+    step = Step(index, 20, timestep=timestep)
+    return policy.decide(step, NoEvidence(samples), policy.init(samples))[0]
+
+
+def test_each_role_has_a_column():
+    policy = ByRole({"self": Interval(2), "cross": Interval(6)})
+    assert policy.groups == ("self", "cross")
+    assert decide(policy, 0).tolist() == [[True, True]] * 2
+    assert decide(policy, 4).tolist() == [[True, False]] * 2
+    assert decide(policy, 3).tolist() == [[False, False]] * 2
+
+
+def test_samples_differ_within_a_role():
+    policy = ByRole({"self": Mask([[True, False]]), "mlp": Interval(1)})
+    assert decide(policy, 0).tolist() == [[True, True], [False, True]]
+
+
+def test_policies_are_hashable_and_need_no_mapping():
+    pairs = (("self", Interval(2)), ("mlp", Interval(3)))
+    assert ByRole(pairs) == ByRole(dict(pairs))
+    assert hash(ByRole(pairs)) == hash(ByRole(dict(pairs)))
+
+
+@pytest.mark.parametrize("policies", [{}, {"self": Threshold(0.1)}, {"self": 2}])
+def test_what_cannot_decide_is_refused(policies):
+    with pytest.raises(ValueError, match=r"try ByRole\("):
+        ByRole(policies)
+
+
+def test_interval_within_timesteps_and_never():
+    policy = Interval(2, within=(100, 800))
+    assert [bool(decide(policy, 1, 1, t)) for t in (50, 100, 101, 799, 800)] == [1, 1, 0, 0, 1]
+    assert bool(decide(policy, 1, 1, float("nan")))
+    never = Interval(None, start=3)
+    assert [bool(decide(never, i, 1)) for i in range(6)] == [1, 1, 1, 0, 0, 0]
+    with pytest.raises(ValueError, match="try within=\\(100, 800\\)"):
+        Interval(2, within=(1, 2, 3))
+
+
+def test_masks_are_bool():
+    assert decide(ByRole({"self": Interval(2)}), 1).dtype == torch.bool
+
+
+def test_tgate_freezes_cross_attention_and_thins_self_attention_before_the_gate():
+    policy = find("tgate").policy
+    columns = {role: [] for role in policy.groups}
+    for index in range(20):
+        for role, value in zip(policy.groups, decide(policy, index, 1)[0].tolist(), strict=True):
+            columns[role] += [index] * value
+    assert columns == {"cross": list(range(10)), "self": [0, 1, 2, 7, *range(10, 20)]}
