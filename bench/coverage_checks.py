@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ from diffcache import Guards, Method
 from diffcache.policies import Mask
 from diffcache.predictors import Reuse
 from diffcache.runtime.rows import tensor_leaves
-from diffcache.sites import BlockStack, Output, Site
-from diffcache.sites.discovery import block_lists
+from diffcache.sites import BlockStack, Modules, Output, Site, UNetBranch, recording
+from diffcache.sites.discovery import block_lists, is_unet
+from diffcache.sites.modules import modules_of
+from diffcache.sites.unet_levels import below
 
 ALWAYS = (True,)
 SKIPPING = ((True,), (True,), (False,), (False,), (True,), (False,))
@@ -48,10 +49,16 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [block for _, blocks in block_lists(model) for block in blocks]
 
 
+def _branch(model: nn.Module) -> list[nn.Module]:
+    return list(below(model, 0, 1).modules) if is_unet(model) else []
+
+
 COLUMNS = (
     Column("output", Output(), lambda model: [model]),
     Column("block stack", BlockStack(head=1), _blocks, kept=1),
     Column("block stack, no head", BlockStack(head=0), _blocks),
+    Column("UNet branch", UNetBranch(), _branch),
+    Column("modules", Modules(), lambda model: list(modules_of(model).values())),
 )
 
 
@@ -228,19 +235,12 @@ def poisoned(value: float) -> Iterator[None]:
             return torch.zeros(shape, dtype=dtype, device=device)
         return torch.full(shape, value, dtype=dtype, device=device)
 
-    places = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith("diffcache.sites.") and hasattr(module, "placeholder")
-    ]
-    plain = places[0].placeholder
-    for module in places:
-        module.placeholder = placeholder
+    plain = recording.placeholder
+    recording.placeholder = placeholder
     try:
         yield
     finally:
-        for module in places:
-            module.placeholder = plain
+        recording.placeholder = plain
 
 
 class Ran:

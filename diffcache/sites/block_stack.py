@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from diffcache.kernels import latent_difference
 from diffcache.policies import DraftError, ForecastError, LatentChange, NoEvidence, ProbeChange
-from diffcache.runtime.rows import along, merge, rows_first, take
+from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
 from .discovery import block_lists, is_unet
 from .gate import close_gate, open_gate
+from .gathering import bridged, scattered
 from .modulated import ModulatedInput
 from .output import Output, OutputAttachment
-from .recording import Recording, describe, placeholder
+from .recording import Recording, describe
 
 
 @dataclass(frozen=True)
@@ -182,21 +182,12 @@ class _BlockStackAttachment(Attachment):
             turn.lane.memory[("output", id(block))] = describe(output)
         elif turn.none:
             described = turn.lane.memory[("output", id(block))]
-            output = None if role.sink else described.empty()
+            output = None if role.sink else described.fill(described.blank())
         else:
-            output = self._mixed(block, plain, args, kwargs)
+            described = turn.lane.memory[("output", id(block))]
+            parts = scattered(described, plain, args, kwargs, turn.rows, turn.index())
+            output = described.structure.fill(parts)
         return self._sink(block, role, output) if role.sink else output
-
-    def _mixed(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
-        turn = self.turn
-        index = turn.index()
-        described = turn.lane.memory[("output", id(block))]
-        args, kwargs = take((args, kwargs), turn.rows, index)
-        computed = plain(*args, **kwargs)
-        whole = [placeholder(meta) for meta in described.metas]
-        for part, held in zip(described.tensors_of(computed), whole, strict=True):
-            merge(rows_first(part, len(index)), rows_first(held, turn.rows), index)
-        return described.structure.fill(whole)
 
     def _sink(self, block: nn.Module, role: Any, output: Any) -> Any:
         turn = self.turn
@@ -215,18 +206,13 @@ class _BlockStackAttachment(Attachment):
         forecast = turn.forecast(key)
         if not turn.none:
             turn.remember(key, values)
-        bridged = [
-            part.reshape(meta[0]) if start is None else start + part.reshape(meta[0])
-            for part, start, meta in zip(forecast, entry, described.metas, strict=True)
+        bridges = [
+            part if start is None else start + part.reshape(start.shape)
+            for part, start in zip(forecast, entry, strict=True)
         ]
-        if turn.none:
-            return described.structure.fill(bridged)
-        return described.structure.fill(
-            [
-                torch.where(along(turn.mask, real), real, bridge)
-                for real, bridge in zip(described.tensors_of(output), bridged, strict=True)
-            ]
-        )
+        if not turn.none:
+            bridges = bridged(turn.mask, described.tensors_of(output), bridges)
+        return described.fill(bridges)
 
     def _ask(self, probe: Tensor) -> Tensor | None:
         """Asks the policy with a probe, where it is to be asked; what the probe last was."""
@@ -294,6 +280,6 @@ class _BlockStackAttachment(Attachment):
         residual = rows_first(after - self.head_entry, turn.rows)
         known = self._ask(residual)
         if known is not None and not turn.full:
-            residual = torch.where(along(turn.mask, residual), residual, known)
+            (residual,) = bridged(turn.mask, [residual], [known])
         turn.lane.memory["probe"] = residual
         return output

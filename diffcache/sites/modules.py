@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffcache.policies import ForecastError, LatentChange, NoEvidence
-from diffcache.runtime.generation import current
 from diffcache.runtime.names import Names
-from diffcache.runtime.rows import blocks_of, merge, take, tensor_leaves
+from diffcache.runtime.rows import as_index, blocks_of, merge, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
 from .discovery import plain_module
 from .gate import close_gate, open_gate
+from .gathering import call_rows
 from .output import Output, OutputAttachment
-from .structure import Structure
+from .recording import describe
 
 ROLES = ("self", "cross", "temporal", "mlp")
 
@@ -161,13 +160,14 @@ class _ModulesAttachment(Attachment):
 
     def _without_modules(self, turn: Turn) -> Any:
         """Serves a denoiser whose modules' calls do not pass our gates (a compiled one)."""
-        report = current.get().report
         policy = turn.run.method.policy
         if policy.groups or policy.evidence not in Output.provides:
             turn.compute_all()
-            report.note("computed in full: no module of the roles to skip could be observed")
+            turn.run.note("computed in full: no module of the roles to skip could be observed")
         else:
-            report.note("no module of the roles to skip could be observed, so outputs are skipped")
+            turn.run.note(
+                "no module of the roles to skip could be observed, so whole outputs are forecast"
+            )
         return self.fallback.run(turn)
 
     def _serve(self, spot: _Spot, plain: Callable, args: tuple, kwargs: dict) -> Any:
@@ -193,44 +193,24 @@ class _ModulesAttachment(Attachment):
             output = turn.compute(plain, *args, **kwargs)
             self._keep(turn, spot, args, kwargs, output)
             return output
+        values = turn.forecast(spot.path)
         if any(mask):
-            values = self._mixed(turn, spot, mask, plain, args, kwargs)
-        else:
-            values = turn.forecast(spot.path)
-        structure: Structure = turn.lane.memory[spot.path]
-        return structure.fill([value.flatten(0, 1) for value in values])
+            index = as_index(mask)
+            computed = call_rows(plain, args, kwargs, turn.rows, index)
+            for part, whole in zip(tensor_leaves(computed), values, strict=True):
+                merge(rows_first(part, len(index)), whole, index)
+            turn.remember(spot.path, values, mask)
+        return turn.lane.memory[spot.path].fill(values)
 
     def _keep(self, turn: Turn, spot: _Spot, args: tuple, kwargs: dict, output: Any) -> None:
         """Remembers a full output, or leaves the module alone if its rows cannot be told apart."""
-        entry = next(iter(tensor_leaves((args, kwargs))), None)
-        leaves = tensor_leaves(output)
-        batched = [leaf for leaf in leaves if blocks_of(leaf, turn.rows)]
-        if entry is None or not blocks_of(entry, turn.rows) or not leaves or batched != leaves:
+        entry, leaves = tensor_leaves((args, kwargs))[0], tensor_leaves(output)
+        if not leaves or not all(blocks_of(leaf, turn.rows) for leaf in (entry, *leaves)):
             spot.alone = True
             return
         if spot.role is None:
             spot.see(args, kwargs, output)
         if spot.role in self.roles:
-            turn.lane.memory[spot.path] = Structure(output)
-            values = [_by_row(leaf, turn.rows) for leaf in leaves]
+            turn.lane.memory[spot.path] = describe(output)
+            values = [rows_first(leaf, turn.rows) for leaf in leaves]
             turn.remember(spot.path, values, [True] * turn.rows)
-
-    def _mixed(
-        self, turn: Turn, spot: _Spot, mask: list[bool], plain: Callable, args: tuple, kwargs: dict
-    ) -> list[Tensor]:
-        """Runs the module on the rows that compute, and forecasts the rest; `[rows, blocks, …]`."""
-        entries = tensor_leaves((args, kwargs))[0].shape[0]
-        which = torch.tensor(mask).repeat_interleave(entries // turn.rows).nonzero()[:, 0]
-        computed = plain(*take(args, entries, which), **take(kwargs, entries, which))
-        index = torch.tensor(mask).nonzero()[:, 0]
-        values = [
-            merge(_by_row(part, len(index)), whole, index)
-            for part, whole in zip(tensor_leaves(computed), turn.forecast(spot.path), strict=True)
-        ]
-        turn.remember(spot.path, values, mask)
-        return values
-
-
-def _by_row(leaf: Tensor, rows: int) -> Tensor:
-    """`[rows · blocks, …]` as `[rows, blocks, …]`."""
-    return leaf.unflatten(0, (rows, -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,9 +36,14 @@ class Described:
         found = leaves(output)
         return [found[position] for position in self.positions]
 
-    def empty(self) -> Any:
-        """The output with placeholders."""
-        return self.structure.fill([placeholder(meta) for meta in self.metas])
+    def fill(self, tensors: Sequence[Tensor]) -> Any:
+        """The output with these tensors, each brought to the shape that was seen."""
+        shaped = [t.reshape(meta[0]) for t, meta in zip(tensors, self.metas, strict=True)]
+        return self.structure.fill(shaped)
+
+    def blank(self) -> list[Tensor]:
+        """Placeholders for the output's tensors."""
+        return [placeholder(meta) for meta in self.metas]
 
 
 def describe(output: Any) -> Described:

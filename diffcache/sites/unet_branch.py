@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffcache.policies import ForecastError, LatentChange, NoEvidence
-from diffcache.runtime.rows import take, tensor_leaves
+from diffcache.runtime.rows import blocks_of, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
 from .discovery import is_unet, plain_module
 from .gate import close_gate, open_gate
+from .gathering import bridged, scattered
 from .output import OutputAttachment
-from .recording import Described, describe, placeholder
+from .recording import Described, describe
 from .unet_levels import below
 
 
@@ -82,7 +82,7 @@ class _BranchAttachment(Attachment):
         self.sink: int | None = None
         self.blind = False
         self.order: list[int] = []
-        self.feature: Any = None
+        self.feature: list[Tensor] | None = None
         for module in self.below.modules:
             open_gate(module)
             handlers[id(module)] = partial(self._serve, module)
@@ -111,10 +111,9 @@ class _BranchAttachment(Attachment):
         """Finds the sink of the pass just recorded, and stores what it gave."""
         order = self.order
         known = order and len(set(order)) == len(order) and order[-1] in self.below.last
-        if known and all(_width(leaf, turn.rows) for leaf in tensor_leaves(self.feature)):
+        if known and all(blocks_of(leaf, turn.rows) for leaf in self.feature):
             self.sink = order[-1]
-            turn.remember("deep", _by_row(tensor_leaves(self.feature), turn.rows))
-            return
+            return self._keep(turn, self.feature)
         self.blind = True
         turn.run.note(
             "the UNet's deep branch cannot be told from its calls (compiled, or another "
@@ -140,53 +139,22 @@ class _BranchAttachment(Attachment):
                     # Parents write in place into what a block returns (FreeU).
                     self.feature = [leaf.clone() for leaf in tensor_leaves(output)]
             elif key == self.sink:
-                turn.remember("deep", _by_row(tensor_leaves(output), turn.rows))
+                self._keep(turn, tensor_leaves(output))
             return output
         described, aliases = turn.lane.memory[("output", key)]
         if turn.none and key != self.sink:
-            return described.empty()
+            return described.fill(described.blank())
         if turn.none:
-            return _fill(described, aliases, _flat(turn.forecast("deep"), described))
-        whole = self._mixed(turn, described, plain, args, kwargs)
+            return _fill(described, aliases, turn.forecast("deep"))
+        whole = scattered(described, plain, args, kwargs, turn.rows, turn.index())
         if key == self.sink:
             forecast = turn.forecast("deep")
-            real = _by_row(whole, turn.rows)
-            turn.remember("deep", real)
-            mask = torch.tensor(turn.mask)
-            bridged = [
-                torch.where(mask.to(r.device).reshape(-1, *[1] * (r.ndim - 1)), r, guess)
-                for r, guess in zip(real, forecast, strict=True)
-            ]
-            whole = _flat(bridged, described)
+            self._keep(turn, whole)
+            whole = bridged(turn.mask, whole, forecast)
         return _fill(described, aliases, whole)
 
-    def _mixed(
-        self, turn: Turn, described: Described, plain: Callable, args: tuple, kwargs: dict
-    ) -> list[Tensor]:
-        """The module's output tensors, with placeholders in rows that are not computed."""
-        index, rows = turn.index(), turn.rows
-        args, kwargs = take((args, kwargs), rows, index)
-        computed = plain(*args, **kwargs)
-        whole = [placeholder(meta) for meta in described.metas]
-        for part, tensor in zip(described.tensors_of(computed), whole, strict=True):
-            width = _width(tensor, rows)
-            where = index.to(tensor.device)
-            tensor.unflatten(0, (rows, width))[where] = part.unflatten(0, (len(index), width))
-        return whole
-
-
-def _width(tensor: Tensor, rows: int) -> int:
-    """How many entries of the first axis a row has (frames of a video); 0 where rows have none."""
-    return 0 if tensor.ndim == 0 or tensor.shape[0] % rows else tensor.shape[0] // rows
-
-
-def _by_row(tensors: list[Tensor], rows: int) -> list[Tensor]:
-    """`[rows * n, ...]` as `[rows, n, ...]`."""
-    return [tensor.unflatten(0, (rows, -1)) for tensor in tensors]
-
-
-def _flat(tensors: list[Tensor], described: Described) -> list[Tensor]:
-    return [t.reshape(meta[0]) for t, meta in zip(tensors, described.metas, strict=True)]
+    def _keep(self, turn: Turn, feature: list[Tensor]) -> None:
+        turn.remember("deep", [rows_first(leaf, turn.rows) for leaf in feature])
 
 
 def _aliases(output: Any) -> tuple[int, ...]:
@@ -197,4 +165,4 @@ def _aliases(output: Any) -> tuple[int, ...]:
 
 def _fill(described: Described, aliases: tuple[int, ...], tensors: list[Tensor]) -> Any:
     """The output; a tensor that stood twice does so again, as parents write into it in place."""
-    return described.structure.fill([tensors[place] for place in aliases])
+    return described.fill([tensors[place] for place in aliases])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffcache.sites import block_stack, recording
+from diffcache.sites import recording
 
 ROWS = 3
 
@@ -40,7 +40,6 @@ def placeholders(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Any]
             return torch.full(shape, value, dtype=dtype, device=device)
 
         monkeypatch.setattr(recording, "placeholder", placeholder)
-        monkeypatch.setattr(block_stack, "placeholder", placeholder)
         return made
 
     return fill

@@ -87,7 +87,7 @@ def test_checks_notice_a_leak(verdicts, monkeypatch):
     def leaking(self: Any, block: Any, role: Any, output: Any) -> Any:
         found = plain(self, block, role, output)
         held = self.turn.lane.memory[("output", id(block))]
-        return held.empty() if output is None else found
+        return held.fill(held.blank()) if output is None else found
 
     monkeypatch.setattr(BlockStackAttachment, "_sink", leaking)
     found = verdicts("PixArtTransformer2DModel")

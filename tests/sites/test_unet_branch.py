@@ -11,7 +11,7 @@ from diffcache.methods import Method
 from diffcache.policies import Mask
 from diffcache.predictors import Reuse
 from diffcache.runtime.guards import Guards
-from diffcache.sites import UNetBranch, recording, unet_branch
+from diffcache.sites import UNetBranch, recording
 from diffcache.sites.unet_levels import below
 
 ROWS = 2
@@ -195,7 +195,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.full(meta[0], float("nan"), dtype=meta[1], device=meta[2])
 
     monkeypatch.setattr(recording, "placeholder", placeholder)
-    monkeypatch.setattr(unet_branch, "placeholder", placeholder)
 
 
 def levels_of(unet: Any) -> int:
