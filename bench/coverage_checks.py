@@ -67,8 +67,8 @@ class Verdict:
     """What came of the checks, and why.
 
     Besides `ok`, `not applicable` and `failed` there is what a report's note announces: `batch as
-    one` (samples are not skipped one by one), `whole output` (in place of the site) and `computed`
-    (nothing is skipped).
+    one` (samples are not skipped one by one), `in part` (some parts stay computed), `whole output`
+    (in place of the site) and `computed` (nothing is skipped).
     """
 
     status: str
@@ -172,13 +172,17 @@ def _skipping(subject: Subject, column: Column) -> Verdict:
         diffcache.unwrap(subject.model)
     if (reason := _given_up(report, SKIPPING)) is not None:
         return Verdict("computed", reason)
+    partly = Verdict("ok")
     for step, (computed,) in enumerate(SKIPPING):
         if not found[step].isfinite().all():
             raise Failed(f"a placeholder reaches the output of step {step}")
         if torch.equal(found[step], subject.plain[step]) != computed:
             raise Failed(f"step {step} is {'not ' if computed else ''}what a full run gives")
         if not computed and ran.steps[step] > column.kept:
-            raise Failed(f"a skip runs {ran.steps[step]} of {len(parts)} parts")
+            spared = [note for note in report.notes if "stay computed" in note]
+            if not spared:
+                raise Failed(f"a skip runs {ran.steps[step]} of {len(parts)} parts")
+            partly = Verdict("in part", spared[0])
     _wrap(subject, column, SKIPPING)
     with poisoned(7.0):
         again = subject.run()
@@ -186,7 +190,7 @@ def _skipping(subject: Subject, column: Column) -> Verdict:
         raise Failed("what stands in a placeholder changes the output")
     if ran.steps[2] < column.kept:
         return Verdict("whole output", _reason(report))
-    return Verdict("ok")
+    return partly
 
 
 def _mixed_rows(subject: Subject, column: Column, whole: Verdict) -> Verdict:

@@ -18,7 +18,8 @@ RANKS = {
     "computed": 2,
     "whole output": 3,
     "batch as one": 4,
-    "ok": 5,
+    "in part": 5,
+    "ok": 6,
 }
 """What a site may come to on a class, the worst first."""
 
@@ -34,10 +35,10 @@ called in a loop with each site on it:
 - in a step that computes some rows of a batch, these are the rows of a full run.
 
 `ok`: all of this holds. Where something cannot be done, the generation's report says so, and the
-rest still holds: `batch as one`: samples are skipped together or not at all; `whole output`: the
-output is forecast in place of the blocks; `computed`: nothing is skipped. `not applicable`: the
-site has nothing to bypass there, and `wrap` says so. The sizes and inputs of each class are in
-`bench/denoisers.json`."""
+rest still holds: `batch as one`: samples are skipped together or not at all; `in part`: some of
+what the site would bypass stays computed; `whole output`: the output is forecast in place of the
+blocks; `computed`: nothing is skipped. `not applicable`: the site has nothing to bypass there, and
+`wrap` says so. The sizes and inputs of each class are in `bench/denoisers.json`."""
 
 
 def rows() -> list[dict[str, Any]]:

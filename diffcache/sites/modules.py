@@ -156,6 +156,11 @@ class _ModulesAttachment(Attachment):
             self.turn = None
         if not any(spot.role in self.roles and not spot.alone for spot in self.spots):
             self.blind = True
+        elif alone := sum(spot.alone for spot in self.spots):
+            turn.run.note(
+                f"{alone} of {len(self.spots)} modules run several times a call, or without a "
+                "batch axis, and stay computed"
+            )
         return output
 
     def _without_modules(self, turn: Turn) -> Any:
