@@ -119,8 +119,8 @@ def check(subject: Subject, column: Column) -> Verdict:
     """Puts the column's site on the subject and checks what it promises."""
     try:
         column.site.check(subject.model)
-    except ValueError as refusal:
-        return Verdict("not applicable", str(refusal).split(" for the ")[0])
+    except ValueError:
+        return Verdict("not applicable")
     before = _state(subject.model)
     verdict = _checked(subject, column)
     diffcache.unwrap(subject.model)
