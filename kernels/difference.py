@@ -91,33 +91,48 @@ def difference_torch(
 ) -> LatentDifference:
     """Torch twin of the kernel, for checked operands; what runs on CPU."""
     shape = (tensors[0].shape[0], math.prod(tensors[0].shape[1:]))
-    latents = [tensor.float().reshape(shape) for tensor in tensors]
-    if isinstance(coefficients, Tensor):
-        columns = coefficients.float().unsqueeze(-1).unbind(1)
-        difference = latents[0] * columns[0]
-        for latent, column in zip(latents[1:], columns[1:], strict=True):
-            difference.addcmul_(latent, column)
-    else:
-        difference = latents[0] * coefficients[0]
-        for latent, coefficient in zip(latents[1:], coefficients[1:], strict=True):
-            difference.add_(latent, alpha=coefficient)
+    newest = tensors[0].float()
+    difference = _combined(newest, tensors[1:], coefficients).reshape(shape)
+    reference = newest.reshape(shape)
     sums = LatentDifference(
         _absolute(difference) if absolute else None,
-        _absolute(latents[0]) if absolute else None,
+        _absolute(reference) if absolute else None,
         _squared(difference),
-        _squared(latents[0]),
+        _squared(reference),
     )
     if not steps:
         return sums
     zero = torch.zeros_like(sums.sq_reference)
-    step = latents[0] - latents[1] if len(latents) > 1 else None
-    previous = latents[1] - latents[2] if len(latents) > 2 else None
+    older = [tensor.float().reshape(shape) for tensor in tensors[1:3]]
+    step = reference - older[0] if older else None
+    previous = older[0] - older[1] if len(older) > 1 else None
     return sums._replace(
         abs_step=zero if step is None else _absolute(step),
         sq_step=zero if step is None else _squared(step),
         sq_previous_step=zero if previous is None else _squared(previous),
         direction=zero if previous is None else torch.linalg.vecdot(step, previous),
     )
+
+
+def _combined(
+    newest: Tensor, older: tuple[Tensor, ...], coefficients: tuple[float, ...] | Tensor
+) -> Tensor:
+    """sum_k c[b, k] H_k in fp32."""
+    if isinstance(coefficients, Tensor):
+        columns = coefficients.float().reshape(*coefficients.shape, *[1] * (newest.ndim - 1))
+        total = newest * columns[:, 0]
+        for number, tensor in enumerate(older, start=1):
+            total.addcmul_(tensor.float(), columns[:, number])
+        return total
+    if older and coefficients[0] == 1:
+        # The measured error of a forecast, where one operation less is one in five.
+        total = newest.add(older[0], alpha=coefficients[1])
+        older, coefficients = older[1:], coefficients[1:]
+    else:
+        total = newest * coefficients[0]
+    for tensor, coefficient in zip(older, coefficients[1:], strict=True):
+        total.add_(tensor, alpha=coefficient)
+    return total
 
 
 def _absolute(values: Tensor) -> Tensor:
