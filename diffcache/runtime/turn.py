@@ -155,6 +155,7 @@ class Turn:
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
         self.lane.history(key).append(values, self.run.time, self.run.index, rows)
+        self.record(key, values)
 
     def record(self, key: Hashable, values: Sequence[Tensor]) -> None:
         """Shows `values` `[rows, ...]` to the calibration that is running, if any."""
