@@ -194,7 +194,7 @@ def test_the_pipeline_is_left_as_it_was(
         ({"prompts": [{"imag": 1}]}, "StableDiffusionPipeline takes no imag; it takes prompt, "),
         ({"seeds": [1, 2]}, r"3 prompts need as many seeds, got seeds=\[1, 2\].*seeds=range\(3\)"),
         ({"seeds": 4}, "3 prompts need as many seeds, got seeds=4"),
-        ({"methods": ["adaptiv"]}, "no method 'adaptiv'; use one of 'adaptive'"),
+        ({"methods": ["adaptiv"]}, "no method 'adaptiv'; use one of 'abcache', 'adaptive'"),
         ({"methods": ["adaptive", ("interval", {"evry": 2})]}, "no option 'evry'; it takes"),
         ({"methods": []}, r"empty; call compare\(pipe, prompts, methods=\['adaptive'\]\)"),
         ({"methods": [("adaptive", 0.04)]}, r"\('adaptive', 0.04\) among methods"),

@@ -73,7 +73,7 @@ def test_papers_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         ([], "required: COMMAND"),
-        (["cite", "fbcach"], "no method 'fbcach'; the methods are adaptive, "),
+        (["cite", "fbcach"], "no method 'fbcach'; the methods are abcache, adaptive, "),
         (["cite"], "required: NAME"),
         (["demo", "--steps", "0"], "'0' is not a count"),
         (["demo", "--prompts", "many"], "'many' is not a count"),

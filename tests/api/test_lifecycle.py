@@ -118,7 +118,11 @@ def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
 
 
 # What keeps a method as published from five blocks with random weights.
-NEEDS = {"dbcache": "use head + tail <= 4", "magcache": "diffcache.calibrate(pipe, prompts"}
+NEEDS = {
+    "dbcache": "use head + tail <= 4",
+    "deepcache": "FluxTransformer2DModel is no UNet",
+    "magcache": "diffcache.calibrate(pipe, prompts",
+}
 
 
 def test_catalogue_names_what_wrap_takes(pipe, generate):
