@@ -1,4 +1,7 @@
-"""diffcache's own method."""
+"""diffcache's own method: the measured error of its forecast, spent from a budget.
+
+The cache holds two outputs a guidance branch, and two guided predictions.
+"""
 
 from diffcache.policies import ErrorBudget
 from diffcache.predictors import Newton

@@ -1,4 +1,7 @@
-"""AdaptiveDiffusion as released: batch-wide, reuse only, without guards of ours."""
+"""AdaptiveDiffusion as released: batch-wide, reuse only, without guards of ours.
+
+The cache holds one output a guidance branch, and four latents in fp32.
+"""
 
 from diffcache.policies import ReleasedThirdOrder
 from diffcache.predictors import Reuse

@@ -1,4 +1,8 @@
-"""DeepCache: keep the outermost layers of a UNet, reuse the feature that comes up from below."""
+"""DeepCache: keep the outermost layers of a UNet, reuse the feature that comes up from below.
+
+N = 5 and branch 0 are those of the released Stable Diffusion script; `policy=PowerLaw()` is its 1:N
+schedule. The cache holds one feature of the outermost level a guidance branch.
+"""
 
 from diffcache.policies import Interval
 from diffcache.predictors import Reuse
@@ -7,8 +11,6 @@ from diffcache.sites import UNetBranch
 
 from .base import Method
 
-# Published: N=5 and branch 0 as the released Stable Diffusion script has them; `policy=PowerLaw()`
-# is its 1:N schedule. Cache memory: one feature of the outermost level for each guidance branch.
 METHOD = Method(
     site=UNetBranch(depth=0, inner=1),
     policy=Interval(every=5),

@@ -1,4 +1,8 @@
-"""First Block Cache: skip the remaining blocks while the first one's residual hardly changes."""
+"""First Block Cache: skip the remaining blocks while the first one's residual hardly changes.
+
+The threshold is diffusers'; deciding for each sample is ours. The cache holds one residual a list
+of blocks and guidance branch, and the probe.
+"""
 
 from diffcache.policies import Threshold
 from diffcache.predictors import Reuse

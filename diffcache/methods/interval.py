@@ -1,4 +1,8 @@
-"""Compute every n-th step and forecast between: the strongest fixed schedule, and the simplest."""
+"""Compute every n-th step and forecast between: the strongest fixed schedule, and the simplest.
+
+The forecast in the scheduler's coordinate and the guards are ours. The cache holds two outputs a
+guidance branch.
+"""
 
 from diffcache.policies import Interval
 from diffcache.predictors import Newton

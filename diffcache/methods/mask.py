@@ -1,4 +1,7 @@
-"""Play back given decisions."""
+"""Play back given decisions.
+
+The cache holds as many outputs a guidance branch as the predictor has anchors, two by default.
+"""
 
 from diffcache.policies import Mask
 from diffcache.runtime.guards import Guards
