@@ -125,7 +125,7 @@ def test_saved_pipeline_loads_and_draws_the_same(kind, tmp_path):
         for pipe in (ours, theirs)
     ]
     # Loaded weights lie elsewhere in memory, which can change how their products are summed.
-    np.testing.assert_allclose(*drawn, atol=1e-5)
+    np.testing.assert_allclose(*drawn, atol=1e-4)
 
 
 def test_package_weights_stay_small():
