@@ -23,9 +23,6 @@ from .history import History
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
 
-# Weight of the newest measurement in a running rate: errors of one step are noisy, and rates drift.
-_NEWEST = 0.7
-
 
 class Collector(ABC):
     """Gathers one kind of evidence over a run, for `samples` samples."""
@@ -101,8 +98,7 @@ class ForecastErrorCollector(Collector):
         for sample, (error, growth) in enumerate(zip(errors, self._growths, strict=True)):
             measured = error / growth if growth else nan
             if computed[sample] and not isnan(measured):
-                old = measured if isnan(self._rates[sample]) else self._rates[sample]
-                self._rates[sample] = old + _NEWEST * (measured - old)
+                self._rates[sample] = measured
 
     def _squared_error(self, time: float, step: int, truth: Tensor) -> Tensor:
         weights = self.history.weights(self.predictor, self._at(time, step))

@@ -17,7 +17,15 @@ from .evidence import Collector, collector_for
 from .guards import Guards
 from .lanes import Lanes
 from .report import Event, Rule
-from .schedulers import coordinates, stochastic_by_call, stochastic_by_kind, timetable, weights
+from .schedulers import (
+    coordinates,
+    is_flow,
+    noise,
+    stochastic_by_call,
+    stochastic_by_kind,
+    timetable,
+    weights,
+)
 
 
 class Composition(Protocol):
@@ -49,7 +57,7 @@ class Run:
     Attributes:
         index: steps made, which is the current step's number.
         position: the current step's place in the timetable.
-        time: the scheduler's coordinate there.
+        time: the coordinate of its noise there.
         step: what policies are told of it.
     """
 
@@ -57,8 +65,8 @@ class Run:
         self.method = method
         self.scheduler = scheduler
         self.timesteps = timetable(scheduler)
-        self.coordinates = coordinates(scheduler, self.timesteps)
-        self.weights = weights(scheduler, self.coordinates)
+        levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
+        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         self.begin = 0
         self.total: int | None = None
         self.opening: float | None = None
