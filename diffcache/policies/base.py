@@ -17,6 +17,21 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The steps of a run, for policies that plan ahead.
+
+    Attributes:
+        times: of each step, the coordinate of its noise.
+        weights: of each step, as in `Step`.
+        protected: whether a guard computes the step whatever the policy says.
+    """
+
+    times: tuple[float, ...]
+    weights: tuple[float, ...]
+    protected: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """Where a run stands.
 
@@ -26,12 +41,14 @@ class Step:
         weight: how far the scheduler moves the sample at this step for a unit prediction, in
             units of the clean sample, over the median of the run's steps.
         timestep: the scheduler's own timestep, 1000 at pure noise for most; NaN where it has none.
+        grid: all steps of the run; None before its length is known.
     """
 
     index: int
     total: int
     weight: float = 1.0
     timestep: float = nan
+    grid: Grid | None = None
 
 
 class Evidence:
@@ -131,6 +148,10 @@ class Policy(ABC):
         forecast that would have stood in for the step, NaN where none could be made.
         """
         return state
+
+    def fill(self, mask: Tensor, state: State) -> Tensor:
+        """The `mask` `[samples]` to run, for one that guards have added to; it may compute more."""
+        return mask
 
     def fit(self, statistics: Statistics) -> Policy:
         """The policy with what a calibration has measured.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, Evidence, Policy, ProbeChange, State, Step
+from diffcache.policies import DraftError, Evidence, Grid, Policy, ProbeChange, State, Step
 from diffcache.predictors import Predictor
 
 from .evidence import Collector, collector_for
@@ -69,6 +69,7 @@ class Run:
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         self.begin = 0
         self.total: int | None = None
+        self.grid: Grid | None = None
         self.opening: float | None = None
         self._enter(0)
         self.samples: int | None = None
@@ -109,7 +110,7 @@ class Run:
         self.position = min(self.begin + index, len(self.timesteps) - 1)
         self.time = self.coordinates[self.position]
         timestep = self.timesteps[self.position] if self.timesteps else nan
-        self.step = Step(index, self.total, self.weights[self.position], timestep)
+        self.step = Step(index, self.total, self.weights[self.position], timestep, self.grid)
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -129,11 +130,20 @@ class Run:
             distance = [abs(t - float(timestep)) for t in self.timesteps]
             self.begin = distance.index(min(distance))
         self.total = total or len(self.timesteps) - self.begin
+        self.grid = self._grid()
         self._enter(self.index)
         self.lanes.restamp(self.time)
         guards = self.method.guards
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
+
+    def _grid(self) -> Grid:
+        places = [min(self.begin + i, len(self.timesteps) - 1) for i in range(self.total)]
+        return Grid(
+            tuple(self.coordinates[place] for place in places),
+            tuple(self.weights[place] for place in places),
+            tuple(self.method.guards.protects(i, self.total) for i in range(self.total)),
+        )
 
     def stage(self, samples: int) -> Stage:
         number = self.stage_number
@@ -215,7 +225,10 @@ class Run:
             rule or ("policy" if want else "skip")
             for rule, want in zip(forced, wanted.tolist(), strict=True)
         ]
-        return self._bound(forced, wanted.tolist())
+        mask = self._bound(forced, wanted.tolist())
+        if not self.groups and any(mask) and not all(mask):
+            mask = self.method.policy.fill(torch.tensor(mask), self.stage(self.samples).state).tolist()
+        return mask
 
     def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
         """What a policy wants, under the guards, and alike for samples that must not differ."""
