@@ -149,18 +149,25 @@ class Turn:
         return as_index(self.mask)
 
     def remember(
-        self, key: Hashable, values: Sequence[Tensor], mask: list[bool] | None = None
+        self,
+        key: Hashable,
+        values: Sequence[Tensor],
+        mask: list[bool] | None = None,
+        group: str | None = None,
     ) -> None:
-        """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`."""
+        """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`.
+
+        A calibration averages over the keys of a `group`.
+        """
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
         self.lane.history(key).append(values, self.run.time, self.run.index, rows)
-        self.record(key, values)
+        self.record(key, values, group)
 
-    def record(self, key: Hashable, values: Sequence[Tensor]) -> None:
+    def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:
         """Shows `values` `[rows, ...]` to the calibration that is running, if any."""
         if (recorder := recording.get()) is not None:
-            recorder.take(self.lane, key, values, self.run.index)
+            recorder.take(self.lane, key, values, self.run.index, group)
 
     def can_forecast(self, key: Hashable) -> bool:
         """Whether every row has a value stored under `key`."""

@@ -204,7 +204,7 @@ class _ModulesAttachment(Attachment):
             computed = call_rows(plain, args, kwargs, turn.rows, index)
             for part, whole in zip(tensor_leaves(computed), values, strict=True):
                 merge(rows_first(part, len(index)), whole, index)
-            turn.remember(spot.path, values, mask)
+            turn.remember(spot.path, values, mask, spot.role)
         return turn.lane.memory[spot.path].fill(values)
 
     def _keep(self, turn: Turn, spot: _Spot, args: tuple, kwargs: dict, output: Any) -> None:
@@ -218,4 +218,4 @@ class _ModulesAttachment(Attachment):
         if spot.role in self.roles:
             turn.lane.memory[spot.path] = describe(output)
             values = [rows_first(leaf, turn.rows) for leaf in leaves]
-            turn.remember(spot.path, values, [True] * turn.rows)
+            turn.remember(spot.path, values, [True] * turn.rows, spot.role)
