@@ -6,6 +6,7 @@ from .base import (
     Evidence,
     ForecastError,
     LatentChange,
+    ModuleChange,
     NoEvidence,
     Policy,
     PredictedChange,
@@ -19,6 +20,7 @@ from .drafted import Drafted
 from .fixed import Gated, GrowingInterval, Interval, Mask
 from .lag_errors import LagErrors
 from .magnitude import MagnitudeRatios
+from .module_threshold import ModuleThreshold
 from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
 from .statistics import Statistics
@@ -42,6 +44,8 @@ __all__ = [
     "LatentChange",
     "MagnitudeRatios",
     "Mask",
+    "ModuleChange",
+    "ModuleThreshold",
     "NoEvidence",
     "Policy",
     "PowerLaw",
