@@ -7,6 +7,7 @@ from .base import (
     ForecastError,
     Grid,
     LatentChange,
+    ModuleChange,
     NoEvidence,
     Policy,
     PredictedChange,
@@ -20,6 +21,7 @@ from .drafted import Drafted
 from .fixed import Gated, GrowingInterval, Interval, Mask
 from .lag_errors import LagErrors
 from .magnitude import MagnitudeRatios
+from .module_threshold import ModuleThreshold
 from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
 from .statistics import Statistics
@@ -44,6 +46,8 @@ __all__ = [
     "LatentChange",
     "MagnitudeRatios",
     "Mask",
+    "ModuleChange",
+    "ModuleThreshold",
     "NoEvidence",
     "Policy",
     "PowerLaw",

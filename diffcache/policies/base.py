@@ -52,7 +52,13 @@ class Step:
 
 
 class Evidence:
-    """Base of what a policy may read. Every tensor is `[samples]`, float64 unless said."""
+    """Base of what a policy may read. Every tensor is `[samples]`, float64 unless said.
+
+    Attributes:
+        groups: the groups of modules that the evidence tells apart; empty for most.
+    """
+
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,19 @@ class PredictedChange(Evidence):
     change: Tensor
 
 
+@dataclass(frozen=True)
+class ModuleChange(Evidence):
+    """Mean squared change of each module's output between the last two times it was computed.
+
+    Attributes:
+        change: `[samples, groups]`, the mean over guidance branches; NaN where it is not known.
+        groups: the modules, by path, in the order they were first measured in; later steps append.
+    """
+
+    change: Tensor
+    groups: tuple[str, ...]
+
+
 class Policy(ABC):
     """Decides, for each sample of a batch on its own, whether a step is computed.
 
@@ -118,7 +137,7 @@ class Policy(ABC):
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
     One of scope "site" names the groups of modules that it decides on, such as the roles of
-    `diffcache.sites.Modules`.
+    `diffcache.sites.Modules`, or decides on those that its evidence names.
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
@@ -138,7 +157,7 @@ class Policy(ABC):
     def decide(self, step: Step, evidence: Evidence, state: State) -> tuple[Tensor, State]:
         """Mask of bool, True = compute this step, and the state after deciding.
 
-        The mask is `[samples]`, or `[samples, groups]` where the policy has groups.
+        The mask is `[samples]`, or `[samples, groups]` where the policy or its evidence has groups.
         """
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:

@@ -15,7 +15,7 @@ from diffcache.predictors import Predictor
 
 from .evidence import Collector, collector_for
 from .guards import Guards
-from .lanes import Lanes
+from .lanes import Lane, Lanes
 from .report import Event, Rule
 from .schedulers import (
     coordinates,
@@ -196,6 +196,11 @@ class Run:
         self.decision = self._settle(stage, evidence, forced)
         return self.decision
 
+    def attend(self, lane: Lane) -> None:
+        """Takes in that a call of this step continues `lane`."""
+        if self.samples is not None:
+            self.stage(self.samples).collector.attend(lane)
+
     def ask(self, change: Tensor, state: State | None) -> tuple[list[bool], State]:
         """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
         policy = self.method.policy
@@ -213,10 +218,12 @@ class Run:
 
     def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
         wanted, stage.state = self.method.policy.decide(self.step, evidence, stage.state)
-        return self._bind(wanted, forced)
+        return self._bind(wanted, forced, self.method.policy.groups or evidence.groups)
 
-    def _bind(self, wanted: Tensor, forced: list[Rule | None]) -> list[bool]:
-        if groups := self.method.policy.groups:
+    def _bind(
+        self, wanted: Tensor, forced: list[Rule | None], groups: tuple[str, ...] = ()
+    ) -> list[bool]:
+        if wanted.ndim > 1:
             columns = zip(groups, wanted.T.tolist(), strict=True)
             self.groups = {group: self._bound(forced, column) for group, column in columns}
             # A step counts as computed where nothing of it was bypassed.
