@@ -89,7 +89,7 @@ def measure(pipeline: str, pairs: list[dict], steps: int) -> list[dict[str, Any]
                 "tolerance": tolerance,
                 "computed": float(np.mean(numbers)),
                 **_spread(values),
-                "gap": round(float(gaps.mean()), 2),
+                "gap": round(float(gaps.mean()), 2) + 0.0,
                 "gap_p95": round(float(np.percentile(gaps, 95)), 2),
                 # The pipeline and the tree play one mask: what they differ by is rounding.
                 "tree_apart": round(

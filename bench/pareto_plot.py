@@ -19,6 +19,7 @@ KINDS = {
 
 MARKERS = "osv^D<>Ph*Xd"
 MUTED = {"lw": 1.2, "ms": 3.5}
+FLOOR_DASHES = {"batch of 1": "-", "bf16": "--", "fp32": "--"}
 STANDING_OUT = {"color": "#c0261f", "lw": 2.6, "ms": 5, "marker": "o", "zorder": 5}
 
 
@@ -51,9 +52,11 @@ def plot(grouped: dict[str, Families], figure: str, path: Path) -> None:
         for family, style in {**styles, OURS: STANDING_OUT}.items():
             if points := envelope(families.get(family, []), figure):
                 (legend[family],) = axis.plot(*zip(*points, strict=True), **{**MUTED, **style})
-        for row, dash in zip(families.get(FLOOR, []), ("-", "--", ":"), strict=False):
-            name = f"noise floor: {row['setting']}"
-            legend[name] = axis.axhline(row[figure], color="#5b3f8c", lw=1, ls=dash, zorder=1)
+        for row in families.get(FLOOR, []):
+            dash = FLOOR_DASHES.get(row["setting"], ":")
+            legend[f"{FLOOR}: {row['setting']}"] = axis.axhline(
+                row[figure], color="#5b3f8c", lw=1, ls=dash, zorder=1
+            )
         axis.set(title=cell, xlim=(0.15, 0.9), ylim=(15, 62), xlabel="share of FLOPs")
         axis.grid(alpha=0.25)
     for axis in axes[:, 0]:
