@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from typing import ClassVar
 
 import torch
@@ -24,11 +24,13 @@ class Grid:
         times: of each step, the coordinate of its noise.
         weights: of each step, as in `Step`.
         protected: whether a guard computes the step whatever the policy says.
+        cap: how many steps in a row may be skipped at most.
     """
 
     times: tuple[float, ...]
     weights: tuple[float, ...]
     protected: tuple[bool, ...]
+    cap: float = inf
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def affordable(step: Step, rate: Tensor, left: Tensor) -> Tensor:
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         gap = (middle.exp()[:, None] * (_POWER + 1) / sizes) ** (1 / (_POWER + 1))
-        few = (1 / (1 + (gap - 0.5).clamp(min=0))).sum(1) < spare
+        few = (1 / (1 + (gap - 0.5).clamp(0, step.grid.cap))).sum(1) < spare
         low, high = torch.where(few, low, middle), torch.where(few, middle, high)
     spend = rate * ((low + high) / 2).exp()
     return spend.masked_fill(spare < 0.5, torch.inf).masked_fill(spare >= len(sizes), 0.0)

@@ -109,7 +109,7 @@ class Run:
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
         guards = self.method.guards
-        self.timetable.locate(timestep, total, guards.protects)
+        self.timetable.locate(timestep, total, guards)
         self._enter(self.index)
         self.lanes.restamp(self.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:

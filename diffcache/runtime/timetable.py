@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import nan
+from math import inf, nan
 from typing import Any
 
 from diffcache.policies import Grid, Step
 
+from .guards import Guards
 from .schedulers import coordinates, is_flow, noise, timesteps_of, weights
 
 
@@ -30,16 +30,14 @@ class Timetable:
         self.total: int | None = None
         self._grid: Grid | None = None
 
-    def locate(
-        self, timestep: Any, total: int | None, protects: Callable[[int, int], bool]
-    ) -> None:
+    def locate(self, timestep: Any, total: int | None, guards: Guards) -> None:
         """Settles where in the timetable the run begins and how long it is.
 
         Args:
             timestep: what the scheduler was first stepped with. The denoiser's own timestep would
                 not do: pipelines scale and reverse it, and some give one a token.
             total: the pipeline's own count of steps, if it keeps one.
-            protects: whether a guard protects a step, by its index and the count.
+            guards: what may not be skipped.
         """
         if timestep is not None and self.timesteps:
             distance = [abs(t - float(timestep)) for t in self.timesteps]
@@ -49,7 +47,8 @@ class Timetable:
         self._grid = Grid(
             tuple(self.coordinates[place] for place in places),
             tuple(self.weights[place] for place in places),
-            tuple(protects(index, self.total) for index in range(self.total)),
+            tuple(guards.protects(index, self.total) for index in range(self.total)),
+            inf if guards.max_consecutive_skips is None else guards.max_consecutive_skips,
         )
 
     def step(self, index: int) -> Step:
