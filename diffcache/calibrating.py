@@ -28,7 +28,7 @@ def calibrate(
     Args:
         pipe: a pipeline; what it was wrapped with, it is again afterwards.
         prompts: one prompt, or several, each a string or a mapping of arguments of the pipeline.
-        method: a method that is calibrated, for example "magcache" or "teacache".
+        method: a method that is calibrated, "magcache", "smoothcache" or "teacache".
         pipe_kwargs: arguments of every call, for example `num_inference_steps=28`.
 
     Returns:

@@ -85,9 +85,12 @@ class Calibration:
 
 
 def _statistics(found: dict[str, Any]) -> Statistics:
-    changes = {key: tuple(map(tuple, curves)) for key, curves in found["changes"].items()}
+    changes, errors = (
+        {key: tuple(map(tuple, curves)) for key, curves in found[name].items()}
+        for name in ("changes", "errors")
+    )
     ratios = {key: tuple(curve) for key, curve in found["ratios"].items()}
-    return Statistics(found["steps"], changes, ratios)
+    return Statistics(found["steps"], changes, ratios, errors)
 
 
 def fitted(

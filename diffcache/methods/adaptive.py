@@ -1,10 +1,10 @@
 """diffcache's own method: the measured error of its forecast, spent from a budget.
 
-The cache holds two outputs a guidance branch, and two guided predictions.
+The cache holds three outputs a guidance branch, and three guided predictions.
 """
 
 from diffcache.policies import ErrorBudget
-from diffcache.predictors import Newton
+from diffcache.predictors import Kriging
 from diffcache.runtime.guards import Guards
 from diffcache.sites import Output
 
@@ -14,7 +14,7 @@ from .base import Method
 METHOD = Method(
     site=Output(),
     policy=ErrorBudget(tolerance=0.08),
-    predictor=Newton(order=1),
+    predictor=Kriging(),
     guards=Guards(protect=(3, 1), max_consecutive_skips=8),
     name="adaptive",
     kind="by timestep",

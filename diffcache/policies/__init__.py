@@ -5,7 +5,9 @@ from .base import (
     DraftError,
     Evidence,
     ForecastError,
+    Grid,
     LatentChange,
+    ModuleChange,
     NoEvidence,
     Policy,
     PredictedChange,
@@ -19,6 +21,7 @@ from .drafted import Drafted
 from .fixed import Gated, GrowingInterval, Interval, Mask
 from .lag_errors import LagErrors
 from .magnitude import MagnitudeRatios
+from .module_threshold import ModuleThreshold
 from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
 from .statistics import Statistics
@@ -36,12 +39,15 @@ __all__ = [
     "Evidence",
     "ForecastError",
     "Gated",
+    "Grid",
     "GrowingInterval",
     "Interval",
     "LagErrors",
     "LatentChange",
     "MagnitudeRatios",
     "Mask",
+    "ModuleChange",
+    "ModuleThreshold",
     "NoEvidence",
     "Policy",
     "PowerLaw",

@@ -17,6 +17,21 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The steps of a run, for policies that plan ahead.
+
+    Attributes:
+        times: of each step, the coordinate of its noise.
+        weights: of each step, as in `Step`.
+        protected: whether a guard computes the step whatever the policy says.
+    """
+
+    times: tuple[float, ...]
+    weights: tuple[float, ...]
+    protected: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """Where a run stands.
 
@@ -26,16 +41,24 @@ class Step:
         weight: how far the scheduler moves the sample at this step for a unit prediction, in
             units of the clean sample, over the median of the run's steps.
         timestep: the scheduler's own timestep, 1000 at pure noise for most; NaN where it has none.
+        grid: all steps of the run; None before its length is known.
     """
 
     index: int
     total: int
     weight: float = 1.0
     timestep: float = nan
+    grid: Grid | None = None
 
 
 class Evidence:
-    """Base of what a policy may read. Every tensor is `[samples]`, float64 unless said."""
+    """Base of what a policy may read. Every tensor is `[samples]`, float64 unless said.
+
+    Attributes:
+        groups: the groups of modules that the evidence tells apart; empty for most.
+    """
+
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,19 @@ class PredictedChange(Evidence):
     change: Tensor
 
 
+@dataclass(frozen=True)
+class ModuleChange(Evidence):
+    """Mean squared change of each module's output between the last two times it was computed.
+
+    Attributes:
+        change: `[samples, groups]`, the mean over guidance branches; NaN where it is not known.
+        groups: the modules, by path, in the order they were first measured in; later steps append.
+    """
+
+    change: Tensor
+    groups: tuple[str, ...]
+
+
 class Policy(ABC):
     """Decides, for each sample of a batch on its own, whether a step is computed.
 
@@ -101,7 +137,7 @@ class Policy(ABC):
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
     One of scope "site" names the groups of modules that it decides on, such as the roles of
-    `diffcache.sites.Modules`.
+    `diffcache.sites.Modules`, or decides on those that its evidence names.
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
@@ -121,7 +157,7 @@ class Policy(ABC):
     def decide(self, step: Step, evidence: Evidence, state: State) -> tuple[Tensor, State]:
         """Mask of bool, True = compute this step, and the state after deciding.
 
-        The mask is `[samples]`, or `[samples, groups]` where the policy has groups.
+        The mask is `[samples]`, or `[samples, groups]` where the policy or its evidence has groups.
         """
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
@@ -131,6 +167,10 @@ class Policy(ABC):
         forecast that would have stood in for the step, NaN where none could be made.
         """
         return state
+
+    def fill(self, mask: Tensor, state: State) -> Tensor:
+        """The `mask` `[samples]` to run, for one that guards have added to; it may compute more."""
+        return mask
 
     def fit(self, statistics: Statistics) -> Policy:
         """The policy with what a calibration has measured.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .base import ForecastError, Policy, State, Step, check_number, per_sample
+from .targets import affordable, rate_of
+
+QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,21 @@ class ErrorBudget(Policy):
     Args:
         tolerance: weighted relative error a sample may accumulate between two computed steps, or
             one such number a sample; None or 0 computes every step.
+        quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
+        compute: the share of a run's steps to compute, in place of a tolerance: each sample spends
+            what makes its steps last exactly to the end.
+        compute_rows: the one size of a part of the batch that may be computed. Where a step has to
+            compute fewer samples, those whose error would be largest fill it up, and where more,
+            all are computed: the denoiser sees no third batch size.
+
+    Raises:
+        ValueError: a number out of range, or both `quality` and `compute`.
     """
 
     tolerance: float | tuple[float | None, ...] = 0.08
+    quality: Literal["high", "balanced", "fast"] | None = None
+    compute: float | None = None
+    compute_rows: int | None = None
     evidence: ClassVar[type[ForecastError]] = ForecastError
 
     def __post_init__(self) -> None:
@@ -35,17 +50,55 @@ class ErrorBudget(Policy):
         for tolerance in self.tolerance if several else (self.tolerance,):
             if tolerance is not None:
                 check_number("tolerance", tolerance, 0.08)
+        if self.quality is not None and self.compute is not None:
+            raise ValueError(
+                f"quality={self.quality!r} and compute={self.compute!r} are two targets; keep one"
+            )
+        if self.quality not in (None, *QUALITIES):
+            raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITIES)}")
+        if self.compute is not None and not 0 < self.compute <= 1:
+            raise ValueError(f"compute={self.compute!r} is not a share of a run; try compute=0.5")
+        rows = self.compute_rows
+        if rows is not None and (not isinstance(rows, int) or rows < 1):
+            raise ValueError(f"compute_rows={rows!r} is not a count; try compute_rows=4")
 
     def init(self, samples: int) -> State:
-        return {
-            "tolerance": per_sample("tolerance", self.tolerance, samples),
-            "spent": torch.zeros(samples, dtype=torch.float64),
-        }
+        tolerance = self.tolerance if self.quality is None else QUALITIES[self.quality]
+        zeros = torch.zeros(samples, dtype=torch.float64)
+        state = {"tolerance": per_sample("tolerance", tolerance, samples), "spent": zeros}
+        if self.compute is not None:
+            state |= {"seen": zeros, "computed": zeros, "skipped": zeros}
+        return state
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[Tensor, State]:
         spent = state["spent"].add(evidence.predicted, alpha=step.weight)
+        state = {**state, "spent": spent}
+        limit = state["tolerance"]
+        if self.compute is not None:
+            limit = self._afforded(step, evidence, state)
         # Asked this way round, an error that cannot be predicted (NaN) computes.
-        return spent.lt(state["tolerance"]).logical_not_(), {**state, "spent": spent}
+        return spent.lt(limit).logical_not_(), state
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        return {**state, "spent": state["spent"].masked_fill(computed, 0.0)}
+        state = {**state, "spent": state["spent"].masked_fill(computed, 0.0)}
+        if self.compute is not None:
+            state["seen"] = state["seen"] + 1
+            state["computed"] = state["computed"] + computed
+            state["skipped"] = (state["skipped"] + 1).masked_fill(computed, 0.0)
+        return state
+
+    def fill(self, mask: Tensor, state: State) -> Tensor:
+        wanted = int(mask.sum())
+        if self.compute_rows is None or not 0 < wanted < len(mask):
+            return mask
+        if wanted > self.compute_rows:
+            return torch.ones_like(mask)
+        order = state["spent"].masked_fill(mask, torch.inf).argsort(descending=True, stable=True)
+        return torch.zeros_like(mask).index_fill(0, order[: self.compute_rows], True)
+
+    def _afforded(self, step: Step, evidence: ForecastError, state: State) -> Tensor:
+        error = evidence.predicted * step.weight
+        # A sampler that evaluates twice a step has a state for each evaluation.
+        part = state["seen"] / max(step.index, 1)
+        left = (self.compute * step.total * part).round() - state["computed"]
+        return affordable(step, rate_of(step, error, state["skipped"]), left)

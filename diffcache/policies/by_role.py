@@ -15,10 +15,10 @@ from .base import NoEvidence, Policy, State, Step
 class ByRole(Policy):
     """Asks a policy of its own for each role of a module site, once a step (scope "site").
 
-    `decide` gives `[samples, roles]`, which the site applies to every module of a role. In a report
-    a step counts as computed where all roles compute; guards make all roles compute. A role
-    without a policy is always computed, and a role that a denoiser has no module of counts for
-    nothing but the report.
+    `decide` gives `[samples, roles]`, which the site applies to every module of a role. In the mask
+    of a report a step counts as computed where all roles compute; guards make all roles compute. A
+    role without a policy is always computed, and a role that a denoiser has no module of counts for
+    nothing but that mask.
 
     Args:
         policies: a mapping from role ("self", "cross", "temporal", "mlp") to a policy that reads

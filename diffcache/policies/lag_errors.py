@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step, check_number
+from .base import NoEvidence, Policy, State, Step, check_number, compute_all
+from .statistics import Statistics
 
 
 def largest_lags(errors: Sequence[Sequence[float]], alpha: float, steps: int) -> tuple[bool, ...]:
@@ -43,17 +46,22 @@ class LagErrors(Policy):
     Args:
         alpha: largest relative L1 change; published 0.08 or 0.18 for 50 DDIM steps of DiT-XL, 0.35
             for 30 or 50 steps of rectified flow and DPM-Solver.
-        errors: a mapping from role to `errors[lag − 1][step]`, the mean over a role's modules.
+        errors: a mapping from role to `errors[lag − 1][step]`, the mean over a role's modules; None
+            computes all until they are measured.
 
     Raises:
-        ValueError: there are no errors, or `alpha` is no number.
+        ValueError: `errors` is empty, or `alpha` is no number.
     """
 
     alpha: float = 0.08
-    errors: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] = ()
+    errors: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] | None = None
+    measured: ClassVar[str] = "errors"
+    measured_is_needed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0.08)
+        if self.errors is None:
+            return
         given = self.errors.items() if isinstance(self.errors, Mapping) else self.errors
         frozen = tuple((role, tuple(map(tuple, rows))) for role, rows in given)
         if not frozen:
@@ -65,9 +73,22 @@ class LagErrors(Policy):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        return tuple(role for role, _ in self.errors)
+        return tuple(role for role, _ in self.errors or ())
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+        if self.errors is None:
+            return compute_all(evidence.samples), state
         masks = [largest_lags(rows, self.alpha, step.total) for _, rows in self.errors]
         row = [mask[step.index] if step.index < len(mask) else True for mask in masks]
         return torch.tensor(row).expand(evidence.samples, -1), state
+
+    def fit(self, statistics: Statistics) -> LagErrors:
+        """The policy with the errors that were measured; steps that were not are not skipped."""
+        errors = {
+            role: [
+                [inf if error is None else error for error in curve[lag:]]
+                for lag, curve in enumerate(curves, start=1)
+            ]
+            for role, curves in statistics.errors.items()
+        }
+        return replace(self, errors=errors)

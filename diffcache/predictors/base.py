@@ -17,8 +17,8 @@ class Predictor(ABC):
 
     Attributes:
         anchors: how many computed values it reads at most.
-        coordinate: what `times` and `t` are: "noise", the scheduler's own coordinate (log-SNR, or
-            σ for flow matching), or "step", the index of the step.
+        coordinate: what `times` and `t` are: "noise", 1 − √(σ/α) scaled to rise from 0 to 1 over a
+            run, or "step", the index of the step.
     """
 
     coordinate: ClassVar[Literal["noise", "step"]] = "noise"

@@ -14,17 +14,16 @@ from diffcache.policies import (
     Evidence,
     ForecastError,
     LatentChange,
+    ModuleChange,
     NoEvidence,
     PredictedChange,
 )
 from diffcache.predictors import Predictor
 
 from .history import History
+from .lanes import Lane
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
-
-# Weight of the newest measurement in a running rate: errors of one step are noisy, and rates drift.
-_NEWEST = 0.7
 
 
 class Collector(ABC):
@@ -34,6 +33,9 @@ class Collector(ABC):
         self.samples = samples
         self.predictor = predictor
         self._unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
+
+    def attend(self, lane: Lane) -> None:
+        """Takes in that a call of the step to come continues `lane`."""
 
     @abstractmethod
     def before(self, time: float, step: int) -> Evidence:
@@ -101,8 +103,7 @@ class ForecastErrorCollector(Collector):
         for sample, (error, growth) in enumerate(zip(errors, self._growths, strict=True)):
             measured = error / growth if growth else nan
             if computed[sample] and not isnan(measured):
-                old = measured if isnan(self._rates[sample]) else self._rates[sample]
-                self._rates[sample] = old + _NEWEST * (measured - old)
+                self._rates[sample] = measured
 
     def _squared_error(self, time: float, step: int, truth: Tensor) -> Tensor:
         weights = self.history.weights(self.predictor, self._at(time, step))
@@ -205,9 +206,47 @@ class PredictedChangeCollector(Collector):
         return sum(tensor.nbytes for tensor in [*self.latents, *self.computed])
 
 
+class ModuleChangeCollector(Collector):
+    """How far each module's output was from its last, averaged over the branches of a step.
+
+    Modules are known by path, so that one denoiser's thresholds serve another that takes over.
+    """
+
+    def __init__(self, samples: int, predictor: Predictor) -> None:
+        super().__init__(samples, predictor)
+        self.lanes: list[Lane] = []
+        # Modules keep their columns, so that what a policy remembers of them stays theirs.
+        self.known: dict[str, Tensor] = {}
+
+    def attend(self, lane: Lane) -> None:
+        self.lanes.append(lane)
+
+    def before(self, time: float, step: int) -> ModuleChange:
+        found: dict[str, list[Tensor]] = {}
+        for lane in self.lanes:
+            for key, change in self._by_sample(lane.changes).items():
+                found.setdefault(key, []).append(change)
+        self.lanes.clear()
+        means = {key: torch.stack(changes).mean(0) for key, changes in found.items()}
+        self.known = dict.fromkeys(self.known, self._unknown) | means
+        if not self.known:
+            return ModuleChange(self._unknown.new_empty(self.samples, 0), ())
+        return ModuleChange(torch.stack(list(self.known.values()), 1), tuple(self.known))
+
+    def _by_sample(self, changes: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Changes `[rows]` as `[samples]`, on the host."""
+        first = next(iter(changes.values()), None)
+        if first is None or len(first) % self.samples:
+            return {}
+        # A denoiser may be spread over devices; one transfer takes all to the host.
+        rows = torch.stack([change.to(first.device) for change in changes.values()]).cpu().double()
+        return dict(zip(changes, rows.unflatten(1, (-1, self.samples)).mean(1), strict=True))
+
+
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {
     ForecastError: ForecastErrorCollector,
     LatentChange: LatentChangeCollector,
+    ModuleChange: ModuleChangeCollector,
     PredictedChange: PredictedChangeCollector,
 }
 

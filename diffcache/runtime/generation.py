@@ -209,7 +209,7 @@ class Generation:
         report.total += turn.rows
         turn.run.step_rows += turn.rows
         report.rows = max(report.rows, turn.run.step_rows)
-        report.computed += sum(turn.mask)
+        report.computed += turn.computed
         report.calls += turn.ran
         if turn.run.samples is not None:
             turn.run.lane_masks.append(turn.sample_mask)

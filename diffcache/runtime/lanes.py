@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcache.kernels import latent_difference
+
 from .history import History
-from .rows import leaves
+from .rows import along, leaves
 
 # Conditioning is told from what legitimately changes each step by the names diffusers gives it.
 _CHANGING = re.compile(
@@ -26,7 +28,11 @@ _PATIENCE = 4
 
 
 class Lane:
-    """One guidance branch of one denoiser: its conditioning and what it computed, by signal."""
+    """One guidance branch of one denoiser: its conditioning and what it computed, by signal.
+
+    Attributes:
+        changes: by signal, the mean squared change `[rows]` between the last two values of a row.
+    """
 
     def __init__(self, conditioning: tuple[Any, ...], capacity: int) -> None:
         self.conditioning = conditioning
@@ -34,13 +40,39 @@ class Lane:
         self.idle = 0
         self.histories: dict[Hashable, History] = {}
         self.memory: dict[Hashable, Any] = {}
+        self.changes: dict[Hashable, Tensor] = {}
 
     def history(self, key: Hashable) -> History:
         return self.histories.setdefault(key, History(self.capacity))
 
+    def measure(self, key: Hashable, values: Sequence[Tensor], rows: Sequence[bool] | None) -> None:
+        """Notes how far `values` `[rows, ...]` are from those stored, for the rows that computed.
+
+        None stands for all rows. Nothing is known of values that continue no earlier ones.
+        """
+        history = self.history(key)
+        if not history.fits(values):
+            self.changes.pop(key, None)
+            return
+        sums = [
+            latent_difference([new, old], (1.0, -1.0), absolute=False).sq_difference
+            for new, old in zip(values, history.slots[0], strict=True)
+        ]
+        found = sum(sums) / sum(value[0].numel() for value in values)
+        if rows is not None:
+            known = self.changes.get(key, torch.full_like(found, float("nan")))
+            found = torch.where(along(rows, found), found, known)
+        self.changes[key] = found
+
+    def drop(self, key: Hashable) -> None:
+        """Forgets what is known of a signal."""
+        self.histories.pop(key, None)
+        self.changes.pop(key, None)
+
     @property
     def bytes(self) -> int:
-        return sum(history.bytes for history in self.histories.values())
+        histories = sum(history.bytes for history in self.histories.values())
+        return histories + sum(change.nbytes for change in self.changes.values())
 
     def snapshot(self) -> Lane:
         """An independent copy of what was computed; the conditioning is shared."""
@@ -50,11 +82,13 @@ class Lane:
             key: value.clone() if isinstance(value, Tensor) else value
             for key, value in self.memory.items()
         }
+        # What changes is replaced, never written into.
+        twin.changes = dict(self.changes)
         return twin
 
     def restore(self, twin: Lane) -> None:
         """Takes back the state that `snapshot` gave."""
-        self.histories, self.memory = twin.histories, twin.memory
+        self.histories, self.memory, self.changes = twin.histories, twin.memory, twin.changes
 
 
 class Lanes:

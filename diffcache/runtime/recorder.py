@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from diffcache.policies import Statistics
+from diffcache.policies.statistics import Curve
 
 from .lanes import Lane
 
@@ -29,20 +30,31 @@ class Recorder:
             WeakKeyDictionary()
         )
         self._changes: dict[tuple[str, int, int], list[float]] = {}
+        self._errors: dict[tuple[str, int, int], list[float]] = {}
         self._ratios: dict[tuple[str, int], list[float]] = {}
         self._keys: set[str] = set()
         self._steps = 0
 
-    def take(self, lane: Lane, key: Hashable, values: Sequence[Tensor], step: int) -> None:
-        """Takes in `values` `[rows, ...]` of `key` as computed at `step`."""
+    def take(
+        self,
+        lane: Lane,
+        key: Hashable,
+        values: Sequence[Tensor],
+        step: int,
+        group: str | None = None,
+    ) -> None:
+        """Takes in `values` `[rows, ...]` of `key` as computed at `step`.
+
+        The keys of one `group` are averaged.
+        """
         past = self._past.setdefault(lane, {}).setdefault(key, [])
-        name = str(key)
+        name = str(key) if group is None else group
         self._keys.add(name)
         self._steps = max(self._steps, step + 1)
         for lag, older in enumerate(past, 1):
-            self._changes.setdefault((name, lag, step), []).append(
-                _mean(map(_change, values, older))
-            )
+            change, error = zip(*map(_differences, values, older), strict=True)
+            self._changes.setdefault((name, lag, step), []).append(_mean(change))
+            self._errors.setdefault((name, lag, step), []).append(_mean(error))
         if past:
             self._ratios.setdefault((name, step), []).append(_mean(map(_ratio, values, past[0])))
         past.insert(0, [value.detach().float().clone() for value in values])
@@ -51,17 +63,19 @@ class Recorder:
     def statistics(self) -> Statistics:
         """What was found, averaged over everything taken in at a step."""
 
-        def curve(found: dict, *key: Hashable) -> tuple[float | None, ...]:
+        def curve(found: dict, *key: Hashable) -> Curve:
             steps = [found.get((*key, step)) for step in range(self._steps)]
             return tuple(None if seen is None else _mean(seen) for seen in steps)
 
+        def by_lag(found: dict) -> dict[str, tuple[Curve, ...]]:
+            lags = range(1, LAGS + 1)
+            return {key: tuple(curve(found, key, lag) for lag in lags) for key in self._keys}
+
         return Statistics(
             self._steps,
-            {
-                key: tuple(curve(self._changes, key, lag) for lag in range(1, LAGS + 1))
-                for key in self._keys
-            },
+            by_lag(self._changes),
             {key: curve(self._ratios, key) for key in self._keys},
+            by_lag(self._errors),
         )
 
 
@@ -70,10 +84,12 @@ def _mean(numbers: Iterable[float]) -> float:
     return sum(listed) / len(listed)
 
 
-def _change(new: Tensor, old: Tensor) -> float:
-    """mean |new − old| / mean |old|, averaged over rows."""
-    difference = (new.float() - old).abs().flatten(1).mean(1)
-    return float((difference / old.abs().flatten(1).mean(1).clamp(min=1e-12)).mean())
+def _differences(new: Tensor, old: Tensor) -> tuple[float, float]:
+    """mean |new − old| / mean |old|, and the same / mean |new|, averaged over rows."""
+    new = new.float()
+    difference = (new - old).abs().flatten(1).mean(1)
+    sizes = [value.abs().flatten(1).mean(1).clamp(min=1e-12) for value in (old, new)]
+    return tuple(float((difference / size).mean()) for size in sizes)
 
 
 def _ratio(new: Tensor, old: Tensor) -> float:

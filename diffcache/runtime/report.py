@@ -31,7 +31,8 @@ class Report:
         method: name of the method.
         steps: scheduler steps made.
         rows: denoiser rows a full step has (samples × guidance branches).
-        computed: row-steps that the denoiser really computed.
+        computed: row-steps that the denoiser really computed; where a policy decides by group of
+            modules, by the share of the modules that computed.
         total: row-steps that a plain pipeline would have computed.
         calls: denoiser calls that ran the denoiser at all.
         mask: `[steps, samples]` bool, True = computed; `wrap(pipe, mask=report.mask)` replays it.
@@ -44,7 +45,7 @@ class Report:
     method: str
     steps: int = 0
     rows: int = 0
-    computed: int = 0
+    computed: float = 0
     total: int = 0
     calls: int = 0
     mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
@@ -78,7 +79,7 @@ class Report:
     def __str__(self) -> str:
         rules = ", ".join(f"{rule} {count}" for rule, count in sorted(self.bound().items()))
         lines = [
-            f"diffcache {self.method}: {self.computed} of {self.total} row-steps computed "
+            f"diffcache {self.method}: {self.computed:.0f} of {self.total} row-steps computed "
             f"({self.compute_fraction:.0%})",
             f"  steps    {self.steps} × {self.rows} rows, {self.calls} denoiser calls",
             f"  rules    {rules or 'none'}",

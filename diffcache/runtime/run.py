@@ -10,14 +10,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, Evidence, Policy, ProbeChange, State, Step
+from diffcache.policies import DraftError, Evidence, Grid, Policy, ProbeChange, State, Step
 from diffcache.predictors import Predictor
 
 from .evidence import Collector, collector_for
 from .guards import Guards
-from .lanes import Lanes
+from .lanes import Lane, Lanes
 from .report import Event, Rule
-from .schedulers import coordinates, stochastic_by_call, stochastic_by_kind, timetable, weights
+from .schedulers import (
+    coordinates,
+    is_flow,
+    noise,
+    stochastic_by_call,
+    stochastic_by_kind,
+    timetable,
+    weights,
+)
 
 
 class Composition(Protocol):
@@ -49,7 +57,7 @@ class Run:
     Attributes:
         index: steps made, which is the current step's number.
         position: the current step's place in the timetable.
-        time: the scheduler's coordinate there.
+        time: the coordinate of its noise there.
         step: what policies are told of it.
     """
 
@@ -57,10 +65,11 @@ class Run:
         self.method = method
         self.scheduler = scheduler
         self.timesteps = timetable(scheduler)
-        self.coordinates = coordinates(scheduler, self.timesteps)
-        self.weights = weights(scheduler, self.coordinates)
+        levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
+        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         self.begin = 0
         self.total: int | None = None
+        self.grid: Grid | None = None
         self.opening: float | None = None
         self._enter(0)
         self.samples: int | None = None
@@ -101,7 +110,7 @@ class Run:
         self.position = min(self.begin + index, len(self.timesteps) - 1)
         self.time = self.coordinates[self.position]
         timestep = self.timesteps[self.position] if self.timesteps else nan
-        self.step = Step(index, self.total, self.weights[self.position], timestep)
+        self.step = Step(index, self.total, self.weights[self.position], timestep, self.grid)
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -121,11 +130,20 @@ class Run:
             distance = [abs(t - float(timestep)) for t in self.timesteps]
             self.begin = distance.index(min(distance))
         self.total = total or len(self.timesteps) - self.begin
+        self.grid = self._grid()
         self._enter(self.index)
         self.lanes.restamp(self.time)
         guards = self.method.guards
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
+
+    def _grid(self) -> Grid:
+        places = [min(self.begin + i, len(self.timesteps) - 1) for i in range(self.total)]
+        return Grid(
+            tuple(self.coordinates[place] for place in places),
+            tuple(self.weights[place] for place in places),
+            tuple(self.method.guards.protects(i, self.total) for i in range(self.total)),
+        )
 
     def stage(self, samples: int) -> Stage:
         number = self.stage_number
@@ -178,6 +196,11 @@ class Run:
         self.decision = self._settle(stage, evidence, forced)
         return self.decision
 
+    def attend(self, lane: Lane) -> None:
+        """Takes in that a call of this step continues `lane`."""
+        if self.samples is not None:
+            self.stage(self.samples).collector.attend(lane)
+
     def ask(self, change: Tensor, state: State | None) -> tuple[list[bool], State]:
         """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
         policy = self.method.policy
@@ -195,10 +218,12 @@ class Run:
 
     def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
         wanted, stage.state = self.method.policy.decide(self.step, evidence, stage.state)
-        return self._bind(wanted, forced)
+        return self._bind(wanted, forced, self.method.policy.groups or evidence.groups)
 
-    def _bind(self, wanted: Tensor, forced: list[Rule | None]) -> list[bool]:
-        if groups := self.method.policy.groups:
+    def _bind(
+        self, wanted: Tensor, forced: list[Rule | None], groups: tuple[str, ...] = ()
+    ) -> list[bool]:
+        if wanted.ndim > 1:
             columns = zip(groups, wanted.T.tolist(), strict=True)
             self.groups = {group: self._bound(forced, column) for group, column in columns}
             # A step counts as computed where nothing of it was bypassed.
@@ -207,7 +232,12 @@ class Run:
             rule or ("policy" if want else "skip")
             for rule, want in zip(forced, wanted.tolist(), strict=True)
         ]
-        return self._bound(forced, wanted.tolist())
+        mask = self._bound(forced, wanted.tolist())
+        if not self.groups and any(mask) and not all(mask):
+            mask = self.method.policy.fill(
+                torch.tensor(mask), self.stage(self.samples).state
+            ).tolist()
+        return mask
 
     def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
         """What a policy wants, under the guards, and alike for samples that must not differ."""

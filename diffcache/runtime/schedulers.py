@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from math import exp, floor, log, sqrt
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,9 @@ _DRAWS_NOISE = re.compile(
 
 # Flow matching begins in pure noise, where x/α has no bound.
 _LEAST_SIGNAL = 1e-2
+
+# σ/α from which on a sample shows next to nothing of the picture.
+_DROWNED = 50.0
 
 
 def stochastic_by_kind(scheduler: Any, name: str) -> str | None:
@@ -58,53 +61,61 @@ def is_flow(scheduler: Any) -> bool:
     return not has_alphas and sigmas is not None and float(torch.as_tensor(sigmas).max()) <= 1
 
 
-def coordinates(scheduler: Any, times: list[float]) -> list[float]:
-    """The coordinate in which predictions change smoothly, for each of its timesteps `times`.
-
-    log(α/σ) for variance preserving and exploding schedulers, −σ for flow matching; both rise
-    while sampling. Ends where log(α/σ) is infinite are clamped.
-    """
-    cumulative = getattr(scheduler, "alphas_cumprod", None)
-    if cumulative is not None and not is_flow(scheduler):
-        return [_log_snr(cumulative, t) for t in times]
+def noise(scheduler: Any, times: list[float]) -> list[float]:
+    """The noise at each of the scheduler's timesteps `times`: σ for flow matching, else σ/α."""
+    # What a scheduler steps by, where it says so: its timesteps may only approximate it.
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) < len(times):
-        return [-t for t in times]
-    values = [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
-    if is_flow(scheduler):
-        return [-value for value in values]
-    return [-math.log(max(value, 1e-4)) for value in values]
+    if sigmas is not None and len(sigmas) >= len(times):
+        return [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
+    cumulative = getattr(scheduler, "alphas_cumprod", None)
+    if cumulative is not None:
+        return [_noise_over_signal(cumulative, t) for t in times]
+    return [t / max(times) for t in times]
 
 
-def weights(scheduler: Any, times: list[float]) -> list[float]:
+def coordinates(levels: list[float], flow: bool) -> list[float]:
+    """The coordinate in which predictions change evenly, for each `noise` level.
+
+    It is 1 − √(σ/α), scaled such that a run rises from 0 to 1 at the clean sample. Where noise
+    drowns the signal, predictions hardly change: beyond `_DROWNED` the root goes over into its
+    logarithm, and what lies there has negative coordinates.
+    """
+    roots = [_root(level / max(1 - level, 1e-3) if flow else level) for level in levels]
+    unit = min(max(roots, default=0.0), sqrt(_DROWNED)) or 1.0
+    return [1 - root / unit for root in roots]
+
+
+def _root(ratio: float) -> float:
+    if ratio <= _DROWNED:
+        return sqrt(max(ratio, 0.0))
+    return sqrt(_DROWNED) * (1 + log(ratio / _DROWNED) / 2)
+
+
+def weights(levels: list[float], flow: bool) -> list[float]:
     """How far each step moves x/α for a unit prediction, over the median of all steps.
 
-    `times` are the scheduler's `coordinates`. In units of the clean sample an early error weighs
-    what it does at the end: it is |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)|
-    for the others. The median, because the first step of a schedule that begins in pure noise is
-    as long as one cares to clamp it.
+    In units of the clean sample an early error weighs what it does at the end: it is
+    |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others. The median,
+    because the first step of a schedule that begins in pure noise is as long as one cares to
+    clamp it.
     """
-    if is_flow(scheduler):
-        noise = [-t for t in times] + [0.0]
-        scales = [max(1 - sigma, _LEAST_SIGNAL) for sigma in noise]
-    else:
-        noise = [math.exp(-t) if abs(t) < 20 else 0.0 for t in times] + [0.0]
-        scales = [1.0] * len(noise)
+    ends = [*levels, 0.0]
+    scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in ends]
     moved = []
-    for i, start in enumerate(noise[:-1]):
+    for i, start in enumerate(levels):
         # Samplers with two evaluations a step list a timestep twice; the move is to the next one.
-        end = next((j for j in range(i + 1, len(noise)) if noise[j] != start), -1)
-        moved.append(abs(noise[end] - start) / scales[end])
+        end = next((j for j in range(i + 1, len(ends)) if ends[j] != start), -1)
+        moved.append(abs(ends[end] - start) / scales[end])
     middle = median(moved) if moved else 0.0
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 
-def _log_snr(cumulative: torch.Tensor, t: float) -> float:
-    low = min(max(math.floor(t), 0), len(cumulative) - 1)
+def _noise_over_signal(cumulative: torch.Tensor, t: float) -> float:
+    low = min(max(floor(t), 0), len(cumulative) - 1)
     high = min(low + 1, len(cumulative) - 1)
     part = min(max(t - low, 0.0), 1.0)
     ends = []
     for index in (low, high):
         alpha = min(max(float(cumulative[index]), 1e-6), 1 - 1e-6)
-        ends.append(0.5 * math.log(alpha / (1 - alpha)))
-    return ends[0] + part * (ends[1] - ends[0])
+        ends.append(0.5 * log((1 - alpha) / alpha))
+    return exp(ends[0] + part * (ends[1] - ends[0]))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcache.policies import ModuleChange
+
 from .lanes import Lane
 from .recorder import recording
 from .rows import as_index, map_leaves, samples_to_rows
@@ -25,6 +27,7 @@ class Turn:
         mask: one bool a row, True = compute; None until a probe has been asked. Where the policy
             decides by group of modules, True = every group computes.
         groups: the mask of each group, where the policy decides by group.
+        parts: the masks that modules were given, where the policy decides by group.
         proven: whether the denoiser is known to take gathered rows of such a call.
         in_model: whether the denoiser's own code is running, with nothing of it replaced: what it
             raises then it would raise in a plain pipeline too.
@@ -47,7 +50,9 @@ class Turn:
         self.proven = self.in_model = False
         self.mask: list[bool] | None = None
         self.groups: dict[str, list[bool]] = {}
+        self.parts: list[list[bool]] = []
         self._settle(run.decide())
+        run.attend(lane)
 
     def _settle(self, decision: list[bool] | None) -> None:
         if self.run.samples is None or self.rows % self.run.samples:
@@ -86,9 +91,16 @@ class Turn:
         self.mask = [True] * self.rows
         self.groups = {}
 
-    def mask_of(self, group: str) -> list[bool]:
-        """One bool a row for a group of modules; a group that no policy decides on computes."""
-        return self.groups.get(group, [True] * self.rows) if self.groups else self.mask
+    def mask_of(self, *groups: str) -> list[bool]:
+        """One bool a row for a module of these `groups`, once a call, as the books count it.
+
+        A module that no policy decides on computes.
+        """
+        if not self.groups:
+            return self.mask
+        decided = (self.groups[group] for group in groups if group in self.groups)
+        self.parts.append(next(decided, [True] * self.rows))
+        return self.parts[-1]
 
     def expose_row(self) -> None:
         """Makes one row compute every group, so that a full run has what to be compared with."""
@@ -113,6 +125,11 @@ class Turn:
         output = part(*args, **kwargs)
         self.in_model = False
         return output
+
+    @property
+    def computed(self) -> float:
+        """How many rows compute; one that computes some of its modules counts in part."""
+        return sum(map(sum, self.parts)) / len(self.parts) if self.parts else sum(self.mask)
 
     @property
     def full(self) -> bool:
@@ -149,18 +166,27 @@ class Turn:
         return as_index(self.mask)
 
     def remember(
-        self, key: Hashable, values: Sequence[Tensor], mask: list[bool] | None = None
+        self,
+        key: Hashable,
+        values: Sequence[Tensor],
+        mask: list[bool] | None = None,
+        group: str | None = None,
     ) -> None:
-        """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`."""
+        """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`.
+
+        A calibration averages over the keys of a `group`.
+        """
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
+        if self.run.method.policy.evidence is ModuleChange:
+            self.lane.measure(key, values, rows)
         self.lane.history(key).append(values, self.run.time, self.run.index, rows)
-        self.record(key, values)
+        self.record(key, values, group)
 
-    def record(self, key: Hashable, values: Sequence[Tensor]) -> None:
+    def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:
         """Shows `values` `[rows, ...]` to the calibration that is running, if any."""
         if (recorder := recording.get()) is not None:
-            recorder.take(self.lane, key, values, self.run.index)
+            recorder.take(self.lane, key, values, self.run.index, group)
 
     def can_forecast(self, key: Hashable) -> bool:
         """Whether every row has a value stored under `key`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.policies import ForecastError, LatentChange, NoEvidence
+from diffcache.policies import ForecastError, LatentChange, ModuleChange, NoEvidence
 from diffcache.runtime.names import Names
 from diffcache.runtime.rows import as_index, blocks_of, merge, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
@@ -42,7 +42,8 @@ class Modules(Site):
     feed-forward network. A module that is called several times in a forward, or whose output is not
     of tensors with a batch axis, is left alone and computed.
 
-    The policy may decide by role: its `groups` are then roles, and `[samples, roles]` its mask.
+    The policy may decide by role: its `groups` are then roles, and `[samples, roles]` its mask. One
+    that reads `ModuleChange` decides on each module.
 
     Kept are the outputs of all those modules: tokens × width × modules × the predictor's anchors,
     for each guidance branch.
@@ -55,7 +56,7 @@ class Modules(Site):
     """
 
     roles: tuple[str, ...] = ROLES
-    provides = frozenset({NoEvidence, ForecastError, LatentChange})
+    provides = frozenset({NoEvidence, ForecastError, LatentChange, ModuleChange})
 
     def __post_init__(self) -> None:
         if not self.roles or set(self.roles) - set(ROLES):
@@ -189,11 +190,11 @@ class _ModulesAttachment(Attachment):
         # A module that is called again would mix the values of several places.
         if spot.path in self.called and not spot.alone:
             spot.alone = True
-            turn.lane.histories.pop(spot.path, None)
+            turn.lane.drop(spot.path)
         self.called.add(spot.path)
         if spot.alone or (spot.role is not None and spot.role not in self.roles):
             return turn.compute(plain, *args, **kwargs)
-        mask = turn.mask if spot.role is None else turn.mask_of(spot.role)
+        mask = turn.mask if spot.role is None else turn.mask_of(spot.path, spot.role)
         if all(mask) or spot.role is None or not turn.can_forecast(spot.path):
             output = turn.compute(plain, *args, **kwargs)
             self._keep(turn, spot, args, kwargs, output)
@@ -204,7 +205,7 @@ class _ModulesAttachment(Attachment):
             computed = call_rows(plain, args, kwargs, turn.rows, index)
             for part, whole in zip(tensor_leaves(computed), values, strict=True):
                 merge(rows_first(part, len(index)), whole, index)
-            turn.remember(spot.path, values, mask)
+            turn.remember(spot.path, values, mask, spot.role)
         return turn.lane.memory[spot.path].fill(values)
 
     def _keep(self, turn: Turn, spot: _Spot, args: tuple, kwargs: dict, output: Any) -> None:
@@ -218,4 +219,4 @@ class _ModulesAttachment(Attachment):
         if spot.role in self.roles:
             turn.lane.memory[spot.path] = describe(output)
             values = [rows_first(leaf, turn.rows) for leaf in leaves]
-            turn.remember(spot.path, values, [True] * turn.rows)
+            turn.remember(spot.path, values, [True] * turn.rows, spot.role)

@@ -29,14 +29,17 @@ def measure(pipe, method, steps=12):
     return diffcache.calibrate(pipe, [prompt], method, **call)
 
 
-@pytest.mark.parametrize("method", ["magcache", "teacache"])
-def test_a_calibrated_method_skips(dit, generate, method):
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("magcache", "threshold"), ("smoothcache", "alpha"), ("teacache", "threshold")],
+)
+def test_a_calibrated_method_skips(dit, generate, method, option):
     plain = generate(dit)
     calibration = measure(dit, method)
     assert torch.equal(generate(dit), plain)
     assert calibration.statistics.steps == 12
     assert calibration.setting["num_inference_steps"] == 12
-    diffcache.wrap(dit, method, calibration=calibration, threshold=5.0)
+    diffcache.wrap(dit, method, calibration=calibration, **{option: 5.0})
     generate(dit)
     report = diffcache.report(dit)
     assert report.compute_fraction < 0.8
@@ -72,9 +75,10 @@ def test_ratios_are_those_of_the_residuals(dit):
     assert calibration.statistics.ratios["0"][1:] == pytest.approx(expected, rel=1e-2)
 
 
-def test_what_was_wrapped_stays_so_and_a_file_holds_it_all(dit, tmp_path):
+@pytest.mark.parametrize("method", ["magcache", "smoothcache"])
+def test_what_was_wrapped_stays_so_and_a_file_holds_it_all(dit, tmp_path, method):
     diffcache.wrap(dit, "adaptive")
-    calibration = measure(dit, "magcache")
+    calibration = measure(dit, method)
     dit(**arguments())
     assert diffcache.report(dit).method == "adaptive"
     calibration.save(tmp_path / "ratios.json")
@@ -87,6 +91,10 @@ def test_what_was_wrapped_stays_so_and_a_file_holds_it_all(dit, tmp_path):
 def test_what_is_missing_is_refused_with_the_call_that_measures_it(dit):
     with pytest.raises(ValueError, match=r"'magcache' needs ratios .* diffcache.calibrate\(pipe"):
         diffcache.wrap(dit, "magcache")
+    with pytest.raises(
+        ValueError, match=r"'smoothcache' needs errors .* diffcache.calibrate\(pipe"
+    ):
+        diffcache.wrap(dit, "smoothcache")
     with pytest.raises(ValueError, match="'adaptive' needs no calibration; call"):
         measure(dit, "adaptive")
     with pytest.raises(ValueError, match="ErrorBudget takes no calibration"):

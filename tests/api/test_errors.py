@@ -40,7 +40,7 @@ def untouched(generate: Any) -> Any:
         ((), {"protect": 3}, ValueError, ["protect=3", "protect=(3, 1)"]),
         ((), {"protect": (-1, 0)}, ValueError, ["protect=(-1, 0)"]),
         ((), {"max_consecutive_skips": -2}, ValueError, ["max_consecutive_skips=-2"]),
-        ((), {"order": 9}, ValueError, ["order=9"]),
+        ((), {"points": 9}, ValueError, ["points=9"]),
         ((), {"tolerance": "high"}, ValueError, ["tolerance='high'", "tolerance=0.08"]),
         ((), {"tolerance": [0.1, -1]}, ValueError, ["tolerance=-1"]),
         (("fbcache",), {"threshold": None}, ValueError, ["threshold=None", "threshold=0.05"]),

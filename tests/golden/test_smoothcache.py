@@ -1,4 +1,6 @@
-"""SmoothCache's schedule against its published scan, written naively."""
+"""SmoothCache's errors and schedule against the published algorithm, written naively."""
+
+from statistics import mean
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from diffcache import Guards, Method
 from diffcache.policies import LagErrors, NoEvidence, Step
 from diffcache.policies.lag_errors import largest_lags
 from diffcache.predictors import Reuse
+from diffcache.runtime.rows import tensor_leaves
 from diffcache.sites import Modules
+from diffcache.sites.modules import modules_of
 
 
 def scan(rows, threshold, steps):
@@ -55,7 +59,7 @@ def test_each_role_has_its_schedule():
         wanted = [scan(rows, 0.12, 20)[index] for rows in measured.values()]
         assert mask.tolist() == [wanted] * 2
     with pytest.raises(ValueError, match="has no measured errors"):
-        LagErrors()
+        LagErrors(errors={})
 
 
 def test_modules_follow_the_schedules_of_their_roles(flux_transformer):
@@ -83,3 +87,70 @@ def test_modules_follow_the_schedules_of_their_roles(flux_transformer):
             x = scheduler.step(velocity, t, x, return_dict=False)[0]
     for name, role in (("attn", "self"), ("ff", "mlp")):
         assert runs[name] == [i for i, on in enumerate(scan(measured[role], 0.12, 16)) if on]
+
+
+CALL = {
+    "prompt_embeds": torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(3)),
+    "pooled_prompt_embeds": torch.randn(1, 32, generator=torch.Generator().manual_seed(4)),
+    "num_inference_steps": 16,
+    "height": 16,
+    "width": 16,
+    "output_type": "latent",
+}
+
+
+def run(pipe):
+    return pipe(**CALL, generator=torch.Generator().manual_seed(5)).images
+
+
+def released_errors(found, lag):
+    """Mean over modules of |new − old| / |new|, both summed, by the older one's step."""
+
+    def error(old, new):
+        pairs = zip(old, new, strict=True)
+        return mean(float((a - b).norm(p=1) / b.norm(p=1)) for a, b in pairs)
+
+    return [mean(error(o[i], o[i + lag]) for o in found) for i in range(16 - lag)]
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.7])
+def test_calibrated_modules_follow_the_released_schedule(dit, tmp_path, quantile):
+    modules = modules_of(dit.transformer)
+    outputs = {path: [] for path in modules}
+
+    def recording(path):
+        return lambda module, args, out: outputs[path].append(
+            [leaf.clone() for leaf in tensor_leaves(out)]
+        )
+
+    hooks = [module.register_forward_hook(recording(path)) for path, module in modules.items()]
+    run(dit)
+    for hook in hooks:
+        hook.remove()
+    attention = {path for path in modules if path.endswith("attn")}
+    roles = {"self": attention, "mlp": modules.keys() - attention}
+    rows = {
+        role: [released_errors([outputs[path] for path in paths], lag) for lag in (1, 2, 3)]
+        for role, paths in roles.items()
+    }
+    alpha = float(torch.tensor(rows["self"][1]).quantile(quantile))
+    calibration = diffcache.calibrate(
+        dit, [{**CALL, "generator": torch.Generator().manual_seed(5)}], "smoothcache"
+    )
+    calibration.save(tmp_path / "errors.json")
+    calibration = diffcache.Calibration.load(tmp_path / "errors.json")
+    policy = LagErrors().fit(calibration.statistics)
+    for role, measured in policy.errors:
+        for found, wanted in zip(measured, rows[role], strict=True):
+            assert list(found) == pytest.approx(wanted, rel=1e-4)
+    diffcache.wrap(dit, "smoothcache", calibration=calibration, alpha=alpha)
+    ran, step = {path: [] for path in modules}, []
+    dit.transformer.time_text_embed.register_forward_hook(lambda *_: step.append(len(step)))
+    for path, module in modules.items():
+        linear = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
+        linear.register_forward_hook(lambda *_, path=path: ran[path].append(step[-1]))
+    run(dit)
+    for role, paths in roles.items():
+        wanted = [i for i, on in enumerate(scan(rows[role], alpha, 16)) if on]
+        assert 2 < len(wanted) < 16
+        assert all(ran[path] == wanted for path in paths), role

@@ -33,7 +33,7 @@ ENOUGH = 0.8
 
 # Knobs of policies beyond which nothing is computed for its own sake: random weights change from
 # step to step by more than any published threshold.
-KNOBS = ("threshold", "tolerance", "base", "floor", "alpha")
+KNOBS = ("threshold", "tolerance", "base", "floor", "alpha", "gamma")
 
 
 def fitting(name: str) -> dict[str, Any]:

@@ -21,6 +21,10 @@ def test_changes_are_relative_to_the_value_a_lag_before():
             pytest.approx(abs(values[i] - values[i - lag]) / values[i - lag]) for i in range(lag, 5)
         ]
         assert list(statistics.change("key", lag)) == [None] * lag + expected
+        errors = [
+            pytest.approx(abs(values[i] - values[i - lag]) / values[i]) for i in range(lag, 5)
+        ]
+        assert list(statistics.errors["key"][lag - 1]) == [None] * lag + errors
     assert list(statistics.ratios["key"])[1:] == pytest.approx([2, 2.5, 0.8, 2], rel=1e-5)
 
 
@@ -31,6 +35,16 @@ def test_rows_lanes_and_runs_are_averaged_and_never_compared():
         recorder.take(lanes[0], 0, [rows], step)
         recorder.take(lanes[1], 0, [rows * 100], step)
     assert recorder.statistics().change("0", 1) == (None, pytest.approx(1.5))
+
+
+def test_keys_of_a_group_are_averaged():
+    recorder, lane = Recorder(), Lane([], 1)
+    for step in range(2):
+        recorder.take(lane, "a", [torch.ones(1, 3) * (1 + step)], step, "both")
+        recorder.take(lane, "b", [torch.ones(1, 3) * (1 + 2 * step)], step, "both")
+    statistics = recorder.statistics()
+    assert statistics.changes.keys() == {"both"}
+    assert statistics.change("both", 1) == (None, pytest.approx(1.5))
 
 
 def test_values_are_copied_and_let_go_with_their_lane():

@@ -1,4 +1,4 @@
-"""How much a prediction's error at a step weighs, for schedulers whose formula is known."""
+"""What a run reads off a scheduler: how much errors weigh, and where its steps lie."""
 
 import math
 from itertools import pairwise
@@ -14,12 +14,12 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from diffcache.runtime.schedulers import coordinates, timetable, weights
+from diffcache.runtime.schedulers import coordinates, is_flow, noise, timetable, weights
 
 
 def of(scheduler: Any, steps: int = 20) -> list[float]:
     scheduler.set_timesteps(steps)
-    return weights(scheduler, coordinates(scheduler, timetable(scheduler)))
+    return weights(noise(scheduler, timetable(scheduler)), is_flow(scheduler))
 
 
 def relative(moves: list[float]) -> list[float]:
@@ -39,8 +39,7 @@ def test_euler_weighs_by_its_sigmas():
     found = of(scheduler := EulerDiscreteScheduler(use_karras_sigmas=True))
     sigmas = scheduler.sigmas.double().tolist()
     moves = [a - b for a, b in pairwise(sigmas)]
-    # The timesteps of Karras' sigmas are interpolated in the table of the training schedule.
-    assert found[1:-2] == pytest.approx(relative(moves)[1:-2], rel=0.05)
+    assert found == pytest.approx(relative(moves), rel=1e-4)
 
 
 def test_flow_steps_weigh_by_their_length_over_the_signal_after_them():
@@ -61,3 +60,32 @@ def test_a_schedule_that_begins_in_pure_noise_leaves_the_others_their_weight():
 def test_both_evaluations_of_a_step_weigh_alike():
     found = of(HeunDiscreteScheduler())
     assert found[1] == found[2] > 0 and found[3] == found[4] > 0
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+        EulerDiscreteScheduler(use_karras_sigmas=True, sigma_max=700.0, sigma_min=0.002),
+        FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=12.0),
+    ],
+    ids=["vp", "zero-snr", "ve", "flow", "shifted-flow"],
+)
+def test_coordinates_rise_to_one_at_the_clean_sample(scheduler):
+    scheduler.set_timesteps(50)
+    found = coordinates(noise(scheduler, timetable(scheduler)), is_flow(scheduler))
+    assert all(a < b for a, b in pairwise(found))
+    assert found[0] < 0.2 and 0.7 < found[-1] < 1.0
+    assert coordinates([0.0], is_flow(scheduler)) == [1.0]
+
+
+def test_coordinates_are_the_root_of_noise_over_signal():
+    assert coordinates([16.0, 4.0, 1.0, 0.25], False) == pytest.approx([0.0, 0.5, 0.75, 0.875])
+    assert coordinates([0.8, 0.5, 0.2], True) == pytest.approx([0.0, 0.5, 0.75])
+    # Noise that drowns the signal: the logarithm continues the root without a kink.
+    far, near = coordinates([50.0 * math.e, 50.0], False)
+    assert (far, near) == pytest.approx((-0.5, 0.0))
+    below, at, above = coordinates([49.999, 50.0, 50.001], False)
+    assert below - at == pytest.approx(at - above, rel=1e-3)

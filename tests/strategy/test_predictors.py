@@ -1,11 +1,19 @@
 """Predictors on random uneven grids."""
 
-from math import comb, factorial
+from math import comb, exp, factorial, sqrt
 
 import pytest
 import torch
 
-from diffcache.predictors import ChebyshevRidge, Hermite, Newton, Reuse, Taylor, adams_bashforth
+from diffcache.predictors import (
+    ChebyshevRidge,
+    Hermite,
+    Kriging,
+    Newton,
+    Reuse,
+    Taylor,
+    adams_bashforth,
+)
 
 
 def uneven(rows: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +40,9 @@ def test_newton_is_exact_up_to_its_order_and_not_beyond(order, seed):
     assert ((beyond - t ** (order + 1)).abs() > 1e-6).all()
 
 
-@pytest.mark.parametrize("predictor", [Newton(2), Taylor(2), Hermite(2), adams_bashforth(3)])
+@pytest.mark.parametrize(
+    "predictor", [Newton(2), Taylor(2), Hermite(2), Kriging(3), adams_bashforth(3)]
+)
 def test_fewer_anchors_than_the_order_asks_for_still_keep_constants(predictor):
     times, t = uneven(4, 1, 0)
     torch.testing.assert_close(
@@ -155,7 +165,63 @@ def test_growth_is_the_node_polynomial():
     torch.testing.assert_close(Newton(1).growth(times, t), expected)
 
 
-@pytest.mark.parametrize("build", [lambda: Newton(7), lambda: Taylor(0), lambda: Hermite(9)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Newton(7),
+        lambda: Taylor(0),
+        lambda: Hermite(9),
+        lambda: Kriging(0),
+        lambda: Kriging(length=0),
+    ],
+)
 def test_orders_out_of_range_are_refused(build):
-    with pytest.raises(ValueError, match=r"order=\d.*try order=1"):
+    with pytest.raises(ValueError, match=r"(order|points|length)=\d.*try \1=\d"):
         build()
+
+
+def matern(a: float, b: float, length: float) -> float:
+    distance = sqrt(3) * abs(a - b) / length
+    return (1 + distance) * exp(-distance)
+
+
+@pytest.mark.parametrize("points", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_kriging_weights_have_the_least_expected_error(points, seed):
+    times, t = uneven(3, points, seed)
+    predictor = Kriging(points, length=1.5)
+    weights, growth = predictor.coefficients(times, t), predictor.growth(times, t)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3).double())
+
+    def variance(row: int, c: list[float]) -> float:
+        """E |F(t) - sum c_k F(t_k)|^2 for weights that sum to one."""
+        nodes, found = times[row].tolist(), 1.0
+        for i, a in enumerate(nodes):
+            found -= 2 * c[i] * matern(a, float(t[row]), 1.5)
+            found += sum(c[i] * c[j] * matern(a, b, 1.5) for j, b in enumerate(nodes))
+        return found
+
+    for row in range(3):
+        least = variance(row, weights[row].tolist())
+        assert float(growth[row]) == pytest.approx(sqrt(least), rel=1e-4)
+        for i in range(points - 1):
+            other = weights[row].clone()
+            other[i] += 0.01
+            other[i + 1] -= 0.01
+            assert variance(row, other.tolist()) > least
+
+
+def test_kriging_trusts_the_slope_near_by_and_the_mean_far_ahead():
+    times = torch.tensor([[0.10, 0.05, 0.0]]).double()
+    near, far = (
+        Kriging(3, length=0.5).coefficients(times, torch.tensor([t]).double()) for t in (0.11, 9.0)
+    )
+    assert float((near * times).sum()) == pytest.approx(0.11, abs=2e-3)
+    assert 0.0 < float((far * times).sum()) < 0.1
+
+
+def test_kriging_does_not_amplify_the_rounding_of_anchors_close_to_each_other():
+    """The lab's fault of quadratic Newton weights right after warm-up, 3, -8, 6."""
+    times = torch.tensor([[0.002, 0.001, 0.0]]).double()
+    weights = Kriging(3).coefficients(times, torch.tensor([0.004]).double())
+    assert weights.abs().sum() < Newton(2).coefficients(times, torch.tensor([0.004])).abs().sum()
