@@ -234,9 +234,7 @@ class Run:
         ]
         mask = self._bound(forced, wanted.tolist())
         if not self.groups and any(mask) and not all(mask):
-            mask = self.method.policy.fill(
-                torch.tensor(mask), self.stage(self.samples).state
-            ).tolist()
+            mask = self.method.policy.fill(torch.tensor(mask), self.stage(self.samples).state).tolist()
         return mask
 
     def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
