@@ -1,170 +1,211 @@
-"""Fidelity per compute on the tiny pipelines: the methods, and the same scheduler with fewer steps.
+"""Fidelity and truth per compute: every method, every peer, and the same with fewer steps.
 
-    python bench/pareto.py                     # every cell, 64 held-out prompts; prints and saves
-    python bench/pareto.py --cell unet-ddim-50 --prompts 32
-    python bench/pareto.py --report            # redo table and plot from the newest saved results
+    python bench/pareto.py                       # every plain cell, 64 held-out prompts
+    python bench/pareto.py --cell unet-ddim-50 --prompts 32 --family adaptive
+    python bench/pareto.py --cell unet-ddim-28 --guidance 8 --dtype bf16
+    python bench/pareto.py --report              # redo tables and plot from the newest results
 
-Results go to bench/results/pareto.jsonl, the table and the plot to docs/.
+Each library runs in a live process of its own, and their batches take turns. Results are appended
+to bench/results/pareto.jsonl; tables and plot go to docs/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import figures
 import numpy as np
+import pareto_report
+import record
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-
-import diffcache
-from diffcache import metrics, tiny
+from candidates import BATCH, FULL, Candidate, candidates
+from cells import DTYPES, PLAIN, Cell
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "tiny")]
-
-import pareto_report  # noqa: E402  (found beside this file)
-import record  # noqa: E402
-import scenes  # noqa: E402
-
-SCHEDULERS = {"ddim": None, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
-GUIDANCE = {"unet": {"guidance_scale": 3.0}, "dit": {}}
-TOLERANCES = (0.007, 0.015, 0.03, 0.06, 0.12, 0.24, 0.48)
-DELTAS = (0.003, 0.01, 0.03)
-INTERVALS = (2, 3, 4)
-SHARES = (0.3, 1 / 3, 0.4, 0.5)
-BATCH = 16
+COUNTED = BATCH
+"""How many prompts FLOPs are counted on."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One pipeline, scheduler and number of steps."""
+class Process:
+    """A live worker process of one library."""
 
-    pipeline: str
-    scheduler: str
-    steps: int
+    def __init__(self, threads: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "pareto_worker.py"), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._line()
+
+    def _line(self) -> str:
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"a worker ended with exit status {self.process.wait()}")
+        return line
+
+    def ask(self, cell: Cell, candidate: Candidate, pairs: list[dict], count: bool) -> dict:
+        """The worker's answer to a job."""
+        job = {"cell": asdict(cell), "candidate": asdict(candidate), "pairs": pairs, "count": count}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self._line())
+
+    def close(self) -> None:
+        """Lets the worker end."""
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Trial:
+    """A candidate under way in a cell: what its worker has answered so far."""
+
+    def __init__(self, process: Process, cell: Cell, candidate: Candidate) -> None:
+        self.process, self.cell, self.candidate = process, cell, candidate
+        self.pictures: list[np.ndarray] = []
+        self.seconds: list[float] = []
+        self.computed = self.total = 0
+        self.counted: dict[str, Any] = {}
+        self.refused: str | None = None
+
+    def work(self, pairs: list[dict]) -> Iterator[None]:
+        """Generates a batch each time it is advanced, and counts at the end."""
+        for start in range(0, len(pairs), BATCH):
+            found = self._ask(pairs[start : start + BATCH], count=False)
+            if self.refused is None:
+                self.pictures.append(np.load(found["pictures"]))
+                self.seconds += found["seconds"]
+                self.computed += found["computed"]
+                self.total += found["total"]
+            yield
+        if self.candidate.family == FULL or self.row_steps is None:
+            # Last, so that what a library checks once is not counted.
+            self.counted = self._ask(pairs[:COUNTED], count=True)
+
+    def _ask(self, pairs: list[dict], count: bool) -> dict[str, Any]:
+        if self.refused is None:
+            found = self.process.ask(self.cell, self.candidate, pairs, count)
+            self.refused = found.get("refused")
+            return found
+        return {}
 
     @property
-    def name(self) -> str:
-        return f"{self.pipeline}-{self.scheduler}-{self.steps}"
+    def row_steps(self) -> float | None:
+        """Share of the full run's row-steps, where whole calls are skipped or there are fewer."""
+        if self.candidate.library == "plain":
+            return self.candidate.steps / self.cell.steps
+        return self.computed / self.total if self.total else None
+
+    def compute(self, full: Trial) -> float:
+        """Share of the full run's FLOPs in the denoiser, counted on one batch.
+
+        All row-steps cost the same (tests/test_bench.py counts them), so that their share, which
+        is known for all batches, is that of the FLOPs.
+        """
+        if self.row_steps is not None:
+            return self.row_steps
+        outside = full.counted["flops"] - full.counted["inside"]
+        return (self.counted["flops"] - outside) / full.counted["inside"]
+
+    def row(self, full: Trial, pairs: list[dict]) -> dict[str, Any]:
+        """What is saved."""
+        candidate, row_steps = self.candidate, self.row_steps
+        pictures, reference = np.concatenate(self.pictures), np.concatenate(full.pictures)
+        return {
+            "cell": self.cell.name,
+            "family": candidate.family,
+            "setting": candidate.setting,
+            "prompts": len(pairs),
+            "batch": candidate.batch,
+            "compute": round(self.compute(full), 4),
+            "row_steps": None if row_steps is None else round(row_steps, 4),
+            "seconds": round(median(self.seconds), 5),
+            **figures.measured(pictures, reference, [pair["prompt"] for pair in pairs]),
+        }
 
 
-CELLS = [Cell("unet", name, steps) for steps in (50, 28) for name in SCHEDULERS] + [
-    Cell("dit", "flow", steps) for steps in (50, 28)
-]
+def selected(cell: Cell, families: list[str] | None) -> list[Candidate]:
+    """The candidates of a cell; of `families` only, beside the full run, if they are given."""
+    return [c for c in candidates(cell) if not families or c.family in (FULL, *families)]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A method with a setting, or None for the plain pipe, at a number of steps."""
+def measure(
+    cell: Cell, pairs: list[dict], families: list[str] | None, processes: dict[str, Process]
+) -> Iterator[dict]:
+    """Rows of the selected candidates of a cell."""
+    wanted = selected(cell, families)
+    trials = [Trial(processes[candidate.library], cell, candidate) for candidate in wanted]
+    full = trials[0]
+    for _ in full.work(pairs):
+        pass
+    if full.refused is not None:
+        raise RuntimeError(f"the full run of {cell.name} failed: {full.refused}")
+    yield full.row(full, pairs)
+    queues = [[t for t in trials[1:] if t.process is process] for process in processes.values()]
+    told = set()
+    for turn in zip_longest(*queues):
+        running = [trial for trial in turn if trial is not None]
+        for _ in zip_longest(*(trial.work(pairs) for trial in running)):
+            pass
+        for trial in running:
+            if trial.refused is None:
+                yield trial.row(full, pairs)
+                trial.pictures.clear()
+            elif (said := (trial.candidate.family, trial.refused)) not in told:
+                told.add(said)
+                print(f"{cell.name}: {said[0]} left out: {said[1]}", flush=True)
 
-    family: str
-    setting: float
-    steps: int
-    method: str | None = None
-    options: tuple[tuple[str, float], ...] = ()
 
-
-def candidates(cell: Cell) -> list[Candidate]:
-    """Everything that is measured in a cell, the full run first."""
-    few = sorted({max(2, round(cell.steps * share)) for share in SHARES})
+def asked_for(options: argparse.Namespace) -> list[Cell]:
+    """The cells that the command line names, in the guidance and precision that it asks for."""
     return [
-        Candidate("full", cell.steps, cell.steps),
-        *(Candidate("fewer steps", n, n) for n in few),
-        *(
-            Candidate("adaptive", t, cell.steps, "adaptive", (("tolerance", t),))
-            for t in TOLERANCES
-        ),
-        *(
-            Candidate("adaptivediffusion", d, cell.steps, "adaptivediffusion", (("threshold", d),))
-            for d in DELTAS
-        ),
-        *(Candidate("interval", n, cell.steps, "interval", (("every", n),)) for n in INTERVALS),
+        replace(cell, guidance=options.guidance, dtype=options.dtype)
+        for cell in PLAIN
+        if not options.cell or cell.name in options.cell
     ]
 
 
-def load(cell: Cell):
-    """The pipeline of a cell, silent."""
-    pipe = tiny.pipeline(cell.pipeline)
-    if (kind := SCHEDULERS.get(cell.scheduler)) is not None:
-        pipe.scheduler = kind.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def generate(pipe, cell: Cell, candidate: Candidate, pairs: list[dict]) -> tuple:
-    """Pictures `[n, H, W, 3]` in [0, 1] and the share of row-steps that was computed."""
-    computed = total = 0
-    pictures = []
-    diffcache.unwrap(pipe)
-    if candidate.method is not None:
-        diffcache.wrap(pipe, candidate.method, **dict(candidate.options))
-    # The released rule decides for a whole batch; its own results are for single prompts.
-    batch = 1 if candidate.method == "adaptivediffusion" else BATCH
-    for start in range(0, len(pairs), batch):
-        some = pairs[start : start + batch]
-        pictures.append(
-            pipe(
-                [pair["prompt"] for pair in some],
-                generator=[torch.Generator().manual_seed(pair["seed"]) for pair in some],
-                num_inference_steps=candidate.steps,
-                output_type="np",
-                **GUIDANCE[cell.pipeline],
-            ).images
-        )
-        if candidate.method is not None:
-            report = diffcache.report(pipe)
-            computed, total = computed + report.computed, total + report.total
-    diffcache.unwrap(pipe)
-    share = computed / total if total else candidate.steps / cell.steps
-    return np.concatenate(pictures), share
-
-
-def measure(cell: Cell, pairs: list[dict], families: list[str] | None) -> list[dict]:
-    """One row a candidate; of `families` only, beside the full run, if they are given."""
-    pipe, rows, reference = load(cell), [], None
-    for candidate in candidates(cell):
-        if families and candidate.family not in ("full", *families):
-            continue
-        pictures, share = generate(pipe, cell, candidate, pairs)
-        reference = pictures if reference is None else reference
-        decibels = metrics.psnr(pictures, reference)
-        whole = (pictures * 255 + 0.5).astype(np.uint8)
-        matched = [scenes.matches(p, pair["prompt"]) for p, pair in zip(whole, pairs, strict=True)]
-        rows.append(
-            {
-                "cell": cell.name,
-                "family": candidate.family,
-                "setting": candidate.setting,
-                "prompts": len(pairs),
-                "compute": round(share, 4),
-                "psnr": round(float(decibels.mean()), 2),
-                "psnr_p5": round(float(np.percentile(decibels, 5)), 2),
-                "psnr_of_mean_error": round(float(metrics.mean_error_psnr(pictures, reference)), 2),
-                "match": round(float(np.mean(matched)), 4),
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+def run(options: argparse.Namespace) -> None:
+    """Measures and saves, row by row."""
+    pairs = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"][: options.prompts]
+    wanted = asked_for(options)
+    selection = [c for cell in wanted for c in selected(cell, options.family)]
+    libraries = dict.fromkeys(candidate.library for candidate in selection)
+    processes = {library: Process(options.threads) for library in libraries}
+    try:
+        for cell in wanted:
+            for row in measure(cell, pairs, options.family, processes):
+                record.append("pareto", [row])
+                print(json.dumps(row), flush=True)
+    finally:
+        for process in processes.values():
+            process.close()
 
 
 def main() -> None:
     """Parse the command line, measure, save and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cell", action="append", choices=[cell.name for cell in CELLS])
+    parser.add_argument("--cell", action="append", choices=[cell.name for cell in PLAIN])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--family", action="append", help="measure these families only")
-    parser.add_argument("--report", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--guidance", type=float, help="in place of each pipeline's own")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.report:
-        pairs = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"]
-        for cell in CELLS:
-            if not options.cell or cell.name in options.cell:
-                record.append("pareto", measure(cell, pairs[: options.prompts], options.family))
+        run(options)
     pareto_report.write(record.RESULTS, HERE.parent / "docs")
 
 

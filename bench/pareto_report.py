@@ -1,99 +1,111 @@
-"""The table and the plot of saved results of `pareto.py`."""
+"""The tables and the plots of saved results: `docs/benchmarks.md` and pictures beside it."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
+import oracle_report
+import pareto_plot
+from envelope import (
+    FEWER,
+    FIGURES,
+    FLOOR,
+    FULL,
+    OURS,
+    RIVALS,
+    TARGETS,
+    Families,
+    at,
+    chosen,
+    floor,
+    margin,
+    newest,
+    true_enough,
+)
 
-TARGETS = {50: (1 / 2, 1 / 3), 28: (1 / 2, 0.4)}
-FAMILIES = ("fewer steps", "adaptivediffusion", "interval", "adaptive")
-COLOURS = {
-    "fewer steps": "#888888",
-    "adaptivediffusion": "#d08a2e",
-    "interval": "#4a7fb5",
-    "adaptive": "#b5302a",
-}
-
-
-def newest(path: Path) -> dict[str, dict[str, list[dict]]]:
-    """Rows by cell and family; a later row of one setting replaces an earlier one."""
-    latest: dict[tuple, dict] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        latest[row["cell"], row["family"], row["setting"]] = row
-    grouped: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    for row in latest.values():
-        grouped[row["cell"]][row["family"]].append(row)
-    for families in grouped.values():
-        for rows in families.values():
-            rows.sort(key=lambda row: row["compute"])
-    return grouped
+TRUTH_AT = 0.50
 
 
-def at(rows: list[dict], compute: float, figure: str) -> float | None:
-    """`figure` at a share of compute, linear between measured settings; None outside of them."""
-    shares = [row["compute"] for row in rows]
-    if not rows or not min(shares) <= compute + 0.005 or not compute - 0.005 <= max(shares):
-        return None
-    return float(np.interp(compute, shares, [row[figure] for row in rows]))
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
-def table(grouped: dict) -> str:
-    """Markdown: at each target, each family's figures in each cell."""
+def _truth(row: dict | None) -> list[str]:
+    """Captions matched and Fréchet distance of a row, with intervals where it has them."""
+    if row is None:
+        return ["", "", ""]
+    match = f"{row['match']:.0%}"
+    if "match_ci" in row:
+        match += " ({:.0%} to {:.0%})".format(*row["match_ci"])
+    far = ""
+    if "frechet" in row:
+        far = "{:.2f} ({:.2f} to {:.2f})".format(row["frechet"], *row["frechet_ci"])
+    return [match, far, _shown(row.get("seconds"), ".3f")]
+
+
+def cell_table(families: Families) -> str:
+    """Markdown: the envelope of each family of a cell, the best at half the compute first."""
+    heads = [f"{target:.2f}" for target in TARGETS]
+    truth = [f"{name} at {TRUTH_AT:.2f}" for name in ("captions", "Fréchet", "s a picture")]
     lines = [
-        "| cell | compute | method | PSNR mean | PSNR p5 | PSNR of mean error | captions matched |",
-        "|---|---|---|---|---|---|---|",
+        f"| | {' | '.join(heads + truth)} |",
+        "|---" * (1 + len(heads) + len(truth)) + "|",
+        f"| full | {' | '.join([''] * len(heads) + _truth(families[FULL][0]))} |",
     ]
-    for cell, families in grouped.items():
-        full = families["full"][0]
-        lines.append(f"| {cell} | 1.00 | full | | | | {full['match']:.0%} |")
-        for target in TARGETS[int(cell.rsplit("-", 1)[1])]:
-            for family in FAMILIES:
-                figures = [
-                    at(families[family], target, name)
-                    for name in ("psnr", "psnr_p5", "psnr_of_mean_error", "match")
-                ]
-                if figures[0] is not None:
-                    shown = " | ".join(f"{value:.1f}" for value in figures[:3])
-                    lines.append(
-                        f"| {cell} | {target:.2f} | {family} | {shown} | {figures[3]:.0%} |"
-                    )
+    for row in families.get(FLOOR, []):
+        values = f"{row['psnr']:.1f} / {row['psnr_p5']:.1f}"
+        cells = [values] * len(heads) + _truth(row)
+        lines.append(f"| noise floor: {row['setting']} | {' | '.join(cells)} |")
+    names = [name for name in families if name not in (FULL, FLOOR)]
+    names.sort(key=lambda name: -(at(families[name], TRUTH_AT, "psnr") or 0))
+    for name in names:
+        found = [[at(families[name], target, figure) for figure in FIGURES] for target in TARGETS]
+        cells = ["" if None in pair else "{:.1f} / {:.1f}".format(*pair) for pair in found]
+        if any(cells):
+            cells += _truth(chosen(families[name], TRUTH_AT))
+            shown = f"**{name}**" if name == OURS else name
+            lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def plot(grouped: dict, path: Path) -> None:
-    """One panel a cell: mean PSNR as a line, the 5th percentile dashed."""
-    import matplotlib
+def verdicts(grouped: dict[str, Families]) -> str:
+    """Markdown: in each cell, what the default method is above its rivals, and if it is enough."""
+    heads = [f"{rival.name} (≥ {rival.margin:g})" for rival in RIVALS]
+    lines = [
+        f"| cell | compute | {OURS} | noise floor | {' | '.join(heads)} | truth | verdict |",
+        "|---" * (6 + len(heads)) + "|",
+    ]
+    for cell, families in grouped.items():
+        if not families.get(FEWER):
+            continue
+        for target in TARGETS:
+            margins = [[margin(families, r, target, f) for f in FIGURES] for r in RIVALS]
+            true = true_enough(families, target)
+            holds = all(m.holds for pair in margins for m in pair) and true is not False
+            known = at(families[FEWER], target, FIGURES[0]) is not None
+            ours = [_shown(at(families.get(OURS, []), target, f), ".1f") for f in FIGURES]
+            floors = [_shown(floor(families, f), ".1f") for f in FIGURES]
+            cells = [
+                cell,
+                f"{target:.2f}",
+                " / ".join(ours) if ours[0] else "not reached",
+                " / ".join(floors) if floors[0] else "",
+                *map(_margins, margins),
+                {True: "as full", False: "**worse**", None: ""}[true],
+                ("holds" if known else "not measured") if holds else "**fails**",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    columns = 4
-    rows = -(-len(grouped) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(grouped) :]:
-        axis.axis("off")
-    for axis, (cell, families) in zip(axes.flat, grouped.items(), strict=False):
-        for family in FAMILIES:
-            found = families[family]
-            shares = [row["compute"] for row in found]
-            colour = COLOURS[family]
-            axis.plot(
-                shares, [row["psnr"] for row in found], "o-", ms=3, color=colour, label=family
-            )
-            axis.plot(shares, [row["psnr_p5"] for row in found], "--", lw=1, color=colour)
-        axis.set(title=cell, xlim=(0.18, 0.8), xlabel="share of row-steps computed")
-        axis.grid(alpha=0.3)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("PSNR to the full run, dB")
-    axes.flat[0].legend(fontsize=8, title="mean (dashed: 5th percentile)", title_fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def _margins(pair: list) -> str:
+    """The margins in mean and 5th percentile, what is too little in bold, and over whom."""
+    if pair[0].decibels is None:
+        return ""
+    shown = [f"{m.decibels:+.1f}" if m.holds else f"**{m.decibels:+.1f}**" for m in pair]
+    names = dict.fromkeys(m.best for m in pair)
+    return f"{' / '.join(shown)} ({', '.join(names)})"
 
 
 def overhead_table(path: Path) -> str:
@@ -118,33 +130,64 @@ def where(row: dict) -> str:
     )
 
 
+def _pareto(grouped: dict[str, Families]) -> list[str]:
+    last = max((f[FULL][0] for f in grouped.values()), key=lambda row: row["date"])
+    parts = [
+        "## Fidelity and truth per compute on the tiny trained pipelines",
+        f"`python bench/pareto.py`: {last['prompts']} held-out prompts, {where(last)}. Compute is "
+        "the share of the full run's FLOPs in the denoiser, by torch's counter. PSNR is taken in "
+        "float against the full run and capped at 60 dB a picture: mean / 5th percentile over "
+        "pictures. A family is shown by its envelope: the best of its settings at no more than "
+        "that compute, interpolated between settings; blank where all of them cost more. Rules "
+        "that decide for a whole batch generate one picture at a time; the full run's time at that "
+        "is in the row of the noise floor. Captions: the share of "
+        "pictures that show what their prompt says; Fréchet: distance to scenes really drawn from "
+        "the prompts, in counted objects and colours (`bench/figures.py`), to be compared with "
+        "the full run's; both of the best setting at no more than half the compute, with 95 % "
+        "bootstrap intervals over prompts.",
+        "The noise floor is PSNR between full runs that nobody would tell apart: other batch, "
+        "bf16 autocast, 250 steps in place of the cell's (for the 1000 of a long run, at a "
+        "quarter of the cost). Fidelity beyond it is worth nothing.",
+        "![Mean PSNR against compute](pareto.png)",
+        "![5th percentile of PSNR against compute](pareto_p5.png)",
+        "### What must hold",
+        "`adaptive` above its rivals in dB, mean / 5th percentile, over the best of each kind, "
+        "which is named. It fails (bold) where the margin is smaller than asked and `adaptive` is "
+        "below the noise floor (bf16 against fp32), or where it surely "
+        "(95 % bootstrap interval of the difference, over prompts) matches fewer captions than "
+        "the full run, or is farther from real scenes.",
+        verdicts(grouped),
+    ]
+    for cell, families in grouped.items():
+        parts += [f"### {cell}", cell_table(families)]
+    return parts
+
+
+def _overhead(path: Path) -> list[str]:
+    last = json.loads(path.read_text().splitlines()[-1])
+    return [
+        "## What a cache that never skips costs",
+        "`pytest bench/test_overhead.py`: a FluxTransformer2DModel of 2 + 2 blocks, each "
+        f"library in a live process of its own, generations taking turns; {where(last)}. "
+        "`skip` is a call that diffcache forecasts.",
+        overhead_table(path),
+    ]
+
+
 def write(results: Path, folder: Path) -> None:
-    """Prints the table, and writes `benchmarks.md` and the plot into `folder`."""
-    grouped = newest(results / "pareto.jsonl")
-    text = table(grouped)
-    print(text)
-    sample = next(iter(next(iter(grouped.values())).values()))[0]
+    """Prints the verdicts, and writes `benchmarks.md` and the plots into `folder`."""
+    grouped = {c: f for c, f in newest(results / "pareto.jsonl").items() if f.get(FULL)}
+    print(verdicts(grouped))
     parts = [
         "# Measurements",
         "Everything here is made from files under `bench/results/`, which carry the machine and "
         "the versions.",
-        "## Fidelity per compute on the tiny trained pipelines",
-        f"`python bench/pareto.py`: {sample['prompts']} held-out prompts, {where(sample)}. PSNR in "
-        "float against the full run, capped at 60 dB a picture; figures between measured settings "
-        "are interpolated linearly, and a family without a row never reached that share of "
-        "compute. `adaptivediffusion` decides for single prompts, as published.",
-        "![PSNR against compute](pareto.png)",
-        text,
+        *_pareto(grouped),
     ]
-    overhead = results / "overhead.jsonl"
-    if overhead.exists():
-        last = json.loads(overhead.read_text().splitlines()[-1])
-        parts += [
-            "## What a cache that never skips costs",
-            "`pytest bench/test_overhead.py`: a FluxTransformer2DModel of 2 + 2 blocks, each "
-            f"library in a live process of its own, generations taking turns; {where(last)}. "
-            "`skip` is a call that diffcache forecasts.",
-            overhead_table(overhead),
-        ]
+    if (oracle := results / "oracle.jsonl").exists():
+        parts += oracle_report.section(oracle, folder)
+    if (overhead := results / "overhead.jsonl").exists():
+        parts += _overhead(overhead)
     (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
-    plot(grouped, folder / "pareto.png")
+    pareto_plot.plot(grouped, "psnr", folder / "pareto.png")
+    pareto_plot.plot(grouped, "psnr_p5", folder / "pareto_p5.png")

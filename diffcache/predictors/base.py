@@ -27,6 +27,11 @@ class Predictor(ABC):
     @abstractmethod
     def anchors(self) -> int: ...
 
+    @property
+    def needed(self) -> int:
+        """How many computed values `growth` can be told from."""
+        return self.anchors
+
     @abstractmethod
     def coefficients(self, times: Tensor, t: Tensor) -> Tensor:
         """Weights `[rows, K]`, float64, of values computed at `times` `[rows, K]`, newest first.

@@ -41,6 +41,10 @@ class Kriging(Predictor):
     def anchors(self) -> int:
         return self.points
 
+    @property
+    def needed(self) -> int:
+        return min(2, self.points)
+
     def _covariance(self, distance: Tensor) -> Tensor:
         scaled = distance.abs() * (sqrt(3) / self.length)
         return (1 + scaled) * (-scaled).exp()

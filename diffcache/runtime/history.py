@@ -34,7 +34,7 @@ def _weights(predictor: Predictor, clock: Clock, t: float) -> Weights:
 @lru_cache(maxsize=4096)
 def _growth(predictor: Predictor, clock: Clock, t: float) -> tuple[float, ...]:
     times = torch.tensor(clock, dtype=torch.float64)
-    if times.shape[1] < predictor.anchors:
+    if times.shape[1] < predictor.needed:
         return (nan,) * len(times)
     return tuple(
         predictor.growth(times, torch.full((len(times),), t, dtype=torch.float64)).tolist()

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import nan
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, Evidence, Grid, Policy, ProbeChange, State, Step
+from diffcache.policies import DraftError, Evidence, Policy, ProbeChange, State
 from diffcache.predictors import Predictor
 
 from .evidence import Collector, collector_for
 from .guards import Guards
 from .lanes import Lane, Lanes
 from .report import Event, Rule
-from .schedulers import (
-    coordinates,
-    is_flow,
-    noise,
-    stochastic_by_call,
-    stochastic_by_kind,
-    timetable,
-    weights,
-)
+from .schedulers import stochastic_by_call, stochastic_by_kind
+from .timetable import Timetable
 
 
 class Composition(Protocol):
@@ -56,20 +48,14 @@ class Run:
 
     Attributes:
         index: steps made, which is the current step's number.
-        position: the current step's place in the timetable.
-        time: the coordinate of its noise there.
+        time: the coordinate of its noise.
         step: what policies are told of it.
     """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
         self.method = method
         self.scheduler = scheduler
-        self.timesteps = timetable(scheduler)
-        levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
-        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
-        self.begin = 0
-        self.total: int | None = None
-        self.grid: Grid | None = None
+        self.timetable = Timetable(scheduler)
         self.opening: float | None = None
         self._enter(0)
         self.samples: int | None = None
@@ -104,13 +90,15 @@ class Run:
     def bytes(self) -> int:
         return self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
 
+    @property
+    def total(self) -> int | None:
+        """Steps of the run; None before the first was seen."""
+        return self.timetable.total
+
     def _enter(self, index: int) -> None:
-        """Makes `index` the current step; a loop longer than its timetable stays at its end."""
+        """Makes `index` the current step."""
         self.index = index
-        self.position = min(self.begin + index, len(self.timesteps) - 1)
-        self.time = self.coordinates[self.position]
-        timestep = self.timesteps[self.position] if self.timesteps else nan
-        self.step = Step(index, self.total, self.weights[self.position], timestep, self.grid)
+        self.time, self.step = self.timetable.time(index), self.timetable.step(index)
 
     def opens(self, timestep: float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -118,32 +106,14 @@ class Run:
             self.opening = timestep
         return self.opening == timestep
 
-    def locate(self, timestep: Any, total: int | None) -> None:
-        """Settles where in the timetable the run begins (img2img) and how long it is.
-
-        Args:
-            timestep: what the scheduler was first stepped with. The denoiser's own timestep would
-                not do: pipelines scale and reverse it, and some give one a token.
-            total: the pipeline's own count of steps, if it keeps one.
-        """
-        if timestep is not None and self.timesteps:
-            distance = [abs(t - float(timestep)) for t in self.timesteps]
-            self.begin = distance.index(min(distance))
-        self.total = total or len(self.timesteps) - self.begin
-        self.grid = self._grid()
+    def _locate(self, timestep: Any, total: int | None) -> None:
+        """Settles where in the timetable the run is, with its first step."""
+        guards = self.method.guards
+        self.timetable.locate(timestep, total, guards.protects)
         self._enter(self.index)
         self.lanes.restamp(self.time)
-        guards = self.method.guards
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
-
-    def _grid(self) -> Grid:
-        places = [min(self.begin + i, len(self.timesteps) - 1) for i in range(self.total)]
-        return Grid(
-            tuple(self.coordinates[place] for place in places),
-            tuple(self.weights[place] for place in places),
-            tuple(self.method.guards.protects(i, self.total) for i in range(self.total)),
-        )
 
     def stage(self, samples: int) -> Stage:
         number = self.stage_number
@@ -234,7 +204,9 @@ class Run:
         ]
         mask = self._bound(forced, wanted.tolist())
         if not self.groups and any(mask) and not all(mask):
-            mask = self.method.policy.fill(torch.tensor(mask), self.stage(self.samples).state).tolist()
+            mask = self.method.policy.fill(
+                torch.tensor(mask), self.stage(self.samples).state
+            ).tolist()
         return mask
 
     def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
@@ -263,7 +235,7 @@ class Run:
             self.samples = prediction.shape[0]
             self.rules = ["first"] * self.samples
         if self.total is None:
-            self.locate(arguments.get("timestep"), total)
+            self._locate(arguments.get("timestep"), total)
         guards = self.method.guards
         if self.full is None and guards.stochastic and not guards.force:
             self.full = stochastic_by_call(arguments)
@@ -292,7 +264,7 @@ class Run:
             "skip" if not done else rule if rule != "skip" else "policy"
             for done, rule in zip(mask, self.rules, strict=True)
         ]
-        self.trace.append(Event(self.index, self.timesteps[self.position], tuple(rules)))
+        self.trace.append(Event(self.index, self.step.timestep, tuple(rules)))
         self.lane_masks = []
 
     def _decided(self) -> list[bool]:

@@ -46,7 +46,7 @@ def stochastic_by_call(arguments: dict[str, Any]) -> str | None:
     return None
 
 
-def timetable(scheduler: Any) -> list[float]:
+def timesteps_of(scheduler: Any) -> list[float]:
     """The scheduler's timesteps on the host."""
     return [float(t) for t in torch.as_tensor(scheduler.timesteps).tolist()]
 

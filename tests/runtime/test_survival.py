@@ -21,7 +21,7 @@ def broken(*args: Any, **kwargs: Any) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(History, "append"), (Run, "decide"), (Run, "stepped"), (Run, "locate")],
+    [(History, "append"), (Run, "decide"), (Run, "stepped"), (Run, "_locate")],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 @pytest.mark.parametrize("method", ["adaptive", "interval", "fbcache"])

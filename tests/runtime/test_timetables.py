@@ -58,7 +58,7 @@ def test_image_to_image_begins_in_the_middle(unet, runs, gate, strength, kind):
     assert run().isfinite().all()
     report = diffcache.report(pipe)
     assert report.steps == steps == runs[-1].total
-    assert runs[-1].begin == 40 - steps
+    assert runs[-1].timetable.begin == 40 - steps
     assert [event.timestep for event in report.trace] == pipe.scheduler.timesteps[-steps:].tolist()
     wanted = [i % 4 == 0 or i < 3 or i == steps - 1 for i in range(steps)]
     assert report.mask[:, 0].tolist() == wanted
@@ -100,7 +100,7 @@ def test_copied_scheduler_computes_everything_with_a_note(unet, generate, runs):
 def test_total_is_the_pipelines_own(pipe, generate, runs, steps):
     diffcache.wrap(pipe, "interval", every=4)
     generate(pipe, steps=steps)
-    assert (runs[-1].begin, runs[-1].total) == (0, steps)
+    assert (runs[-1].timetable.begin, runs[-1].total) == (0, steps)
     assert pipe.num_timesteps == steps
 
 
@@ -114,7 +114,7 @@ def test_step_count_of_the_last_call_does_not_linger(pipe, generate, runs):
 def test_coordinates_rise(pipe, generate, runs):
     diffcache.wrap(pipe)
     generate(pipe)
-    coordinates = runs[-1].coordinates
+    coordinates = runs[-1].timetable.coordinates
     assert len(coordinates) == 12
     assert all(a < b for a, b in pairwise(coordinates))
 
@@ -127,4 +127,4 @@ def test_a_denoiser_with_a_timestep_of_its_own_does_not_mislead_the_clock(dit):
     latents = torch.zeros(1, 4)
     arguments = {"model_output": latents, "timestep": dit.scheduler.timesteps[0]}
     run.stepped(arguments, latents, None)
-    assert (run.begin, run.total, run.full) == (0, 20, None)
+    assert (run.timetable.begin, run.total, run.full) == (0, 20, None)

@@ -14,12 +14,12 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from diffcache.runtime.schedulers import coordinates, is_flow, noise, timetable, weights
+from diffcache.runtime.schedulers import coordinates, is_flow, noise, timesteps_of, weights
 
 
 def of(scheduler: Any, steps: int = 20) -> list[float]:
     scheduler.set_timesteps(steps)
-    return weights(noise(scheduler, timetable(scheduler)), is_flow(scheduler))
+    return weights(noise(scheduler, timesteps_of(scheduler)), is_flow(scheduler))
 
 
 def relative(moves: list[float]) -> list[float]:
@@ -75,7 +75,7 @@ def test_both_evaluations_of_a_step_weigh_alike():
 )
 def test_coordinates_rise_to_one_at_the_clean_sample(scheduler):
     scheduler.set_timesteps(50)
-    found = coordinates(noise(scheduler, timetable(scheduler)), is_flow(scheduler))
+    found = coordinates(noise(scheduler, timesteps_of(scheduler)), is_flow(scheduler))
     assert all(a < b for a, b in pairwise(found))
     assert found[0] < 0.2 and 0.7 < found[-1] < 1.0
     assert coordinates([0.0], is_flow(scheduler)) == [1.0]

@@ -1,0 +1,161 @@
+"""What saved rows of `pareto.py` say at a share of compute, and whether it is what must hold."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+Row = dict
+Families = dict[str, list[Row]]
+
+TARGETS = (0.25, 0.35, 0.50, 0.65)
+OURS, FULL, FEWER, FLOOR = "adaptive", "full", "fewer steps", "noise floor"
+FIGURES = ("psnr", "psnr_p5")
+FLOORS = {"fp32": "bf16", "bf16": "fp32"}
+"""The full run that bounds what fidelity is worth, by the precision of a cell."""
+
+
+class Rival(NamedTuple):
+    """Families that the default method must be above, by so many dB."""
+
+    name: str
+    families: tuple[str, ...]
+    margin: float
+
+
+RIVALS = (
+    Rival(FEWER, (FEWER,), 6.0),
+    Rival(
+        "threshold rules",
+        (
+            "adaptivediffusion",
+            "third_order",
+            "dbcache",
+            "easycache",
+            "fbcache",
+            "magcache",
+            "teacache",
+            "cache-dit DBCache",
+            "cache-dit DBCache + TaylorSeer",
+            "diffusers FirstBlockCache",
+            "diffusers MagCache",
+        ),
+        6.0,
+    ),
+    Rival(
+        "fixed schedules with a forecast",
+        ("abcache", "hicache", "interval", "spectrum", "taylorseer", "diffusers TaylorSeer"),
+        2.0,
+    ),
+    Rival("other", (), 0.0),
+)
+"""What must be beaten, and by how much; the last takes the families that no other has."""
+
+
+def kind(family: str) -> Rival | None:
+    """Whose families a family is one of; None for ours and for full runs."""
+    if family in (OURS, FULL, FLOOR):
+        return None
+    return next((rival for rival in RIVALS if family in rival.families), RIVALS[-1])
+
+
+def newest(path: Path) -> dict[str, Families]:
+    """Rows by cell and family, by compute; a later row of one setting replaces an earlier one."""
+    latest: dict[tuple, Row] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        latest[row["cell"], row["family"], row["setting"]] = row
+    grouped: dict[str, Families] = defaultdict(lambda: defaultdict(list))
+    for row in latest.values():
+        grouped[row["cell"]][row["family"]].append(row)
+    for families in grouped.values():
+        for rows in families.values():
+            rows.sort(key=lambda row: row["compute"])
+    return {name: grouped[name] for name in sorted(grouped, key=_order)}
+
+
+def _order(cell: str) -> tuple:
+    pipeline, scheduler, steps, *rest = cell.split("-")
+    return rest, pipeline != "unet", scheduler, -int(steps)
+
+
+def envelope(rows: Iterable[Row], figure: str) -> list[tuple[float, float]]:
+    """The settings that no cheaper one equals in `figure`, as (compute, figure)."""
+    points: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: (row["compute"], -row[figure])):
+        if not points or row[figure] > points[-1][1]:
+            points.append((row["compute"], row[figure]))
+    return points
+
+
+def at(rows: Iterable[Row], compute: float, figure: str) -> float | None:
+    """The best `figure` at no more than a share of compute; None where all settings cost more.
+
+    Between two settings of the envelope it is interpolated. A share that rounding puts under the
+    cheapest setting counts as that setting.
+    """
+    points = envelope(rows, figure)
+    if not points or compute < points[0][0] - 0.005:
+        return None
+    shares, values = zip(*points, strict=True)
+    return float(np.interp(compute, shares, values))
+
+
+def chosen(rows: Iterable[Row], compute: float) -> Row | None:
+    """The setting of the best mean PSNR at no more than a share of compute."""
+    affordable = [row for row in rows if row["compute"] <= compute + 0.005]
+    return max(affordable, key=lambda row: row["psnr"], default=None)
+
+
+def floor(families: Families, figure: str) -> float | None:
+    """`figure` of the full run that differs in nothing but rounding; None if not measured."""
+    rows = {row["setting"]: row for row in families.get(FLOOR, [])}
+    cell = families[FULL][0]["cell"] if families.get(FULL) else ""
+    row = rows.get(FLOORS["bf16" if cell.endswith("bf16") else "fp32"])
+    return None if row is None else row[figure]
+
+
+class Margin(NamedTuple):
+    """What the default method is above the best of a rival's families.
+
+    Attributes:
+        best: the family; None where none can be had at this compute.
+        decibels: the margin; None likewise, or where ours cannot.
+        holds: whether it is enough, or ours is above the noise floor.
+    """
+
+    best: str | None
+    decibels: float | None
+    holds: bool
+
+
+def margin(families: Families, rival: Rival, compute: float, figure: str) -> Margin:
+    """Ours against the best of a rival's families at a share of compute."""
+    found = {
+        name: at(rows, compute, figure) for name, rows in families.items() if kind(name) is rival
+    }
+    values = {name: value for name, value in found.items() if value is not None}
+    ours, bound = at(families.get(OURS, []), compute, figure), floor(families, figure)
+    if ours is None:
+        return Margin(max(values, key=values.get, default=None), None, False)
+    if not values:
+        return Margin(None, None, True)
+    best = max(values, key=values.get)
+    enough = ours - values[best] >= rival.margin or (bound is not None and ours >= bound)
+    return Margin(best, ours - values[best], enough)
+
+
+def true_enough(families: Families, compute: float) -> bool | None:
+    """Whether ours is as true to the data as the full run, within 95 %; None if not known.
+
+    That is: it does not surely match fewer captions, nor is it surely farther from real scenes.
+    """
+    row = chosen(families.get(OURS, []), compute)
+    if row is None or "match_change_ci" not in row:
+        return None
+    return row["match_change_ci"][1] >= 0 and row["frechet_change_ci"][0] <= 0

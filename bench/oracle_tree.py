@@ -1,0 +1,197 @@
+"""All masks of a short run at once: the tree of decisions, a level of it a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from cells import denoiser
+from torch import Tensor
+
+from diffcache import metrics
+from diffcache.methods import find
+from diffcache.runtime.timetable import Timetable
+
+ROWS = 32
+"""Samples a denoiser call: more only cost memory."""
+
+TOGETHER = 4
+"""Samples whose trees grow side by side."""
+
+PREDICTOR = find("adaptive").predictor
+KEPT = PREDICTOR.anchors
+
+LEAST = 50.0
+"""PSNR in dB of the mask that computes all against the pipeline's own pictures."""
+
+
+@dataclass
+class _Level:
+    """Branches that have come to one step.
+
+    Attributes:
+        sample: which sample each belongs to, `[n]`.
+        masks: what it has computed, `[n, steps so far]` of bool.
+        latents: `[n, ...]`.
+        values: its newest guided predictions, newest first, `[n, KEPT, ...]`.
+        times: when they were computed, `[n, KEPT]` float64, NaN where there is none.
+    """
+
+    sample: Tensor
+    masks: Tensor
+    latents: Tensor
+    values: Tensor
+    times: Tensor
+
+
+class Tree:
+    """Plays masks on the samples of one pipeline call.
+
+    Args:
+        pipe: a pipeline of one denoiser call a step, under a scheduler without memory.
+        call: arguments of the call.
+
+    Attributes:
+        reference: the pipeline's own pictures `[samples, H, W, 3]`.
+
+    Raises:
+        RuntimeError: the tree does not reproduce these pictures where all steps are computed.
+    """
+
+    def __init__(self, pipe: Any, call: dict[str, Any]) -> None:
+        self.pipe = pipe
+        self.denoiser = denoiser(pipe)
+        self.name = "hidden_states" if hasattr(pipe, "transformer") else "sample"
+        self.calls: list[dict[str, Any]] = []
+        hook = self.denoiser.register_forward_pre_hook(self._record, with_kwargs=True)
+        self.reference = pipe(**call).images
+        hook.remove()
+        self.samples = len(call["prompt"])
+        self.branches = self.calls[0][self.name].shape[0] // self.samples
+        self.guidance = call.get("guidance_scale", 1.0)
+        self.steps = len(self.calls)
+        self.times = Timetable(pipe.scheduler).coordinates
+
+    def _record(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.calls.append({**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs})
+
+    def decibels(self) -> tuple[np.ndarray, np.ndarray]:
+        """All masks that compute the first and the last step, and the PSNR of each sample.
+
+        Returns:
+            masks `[masks, steps]` of bool, and PSNR to the full run `[masks, samples]`.
+        """
+        columns, masks = [], None
+        for start in range(0, self.samples, TOGETHER):
+            samples = torch.arange(start, min(start + TOGETHER, self.samples))
+            leaves = self._grown(samples)
+            pictures = self._pictures(leaves.latents)
+            reference = self.reference[leaves.sample.numpy()]
+            found = metrics.psnr(pictures, reference).reshape(-1, len(samples))
+            masks = leaves.masks[:: len(samples)].numpy()
+            if (nearest := found[masks.all(1)].min()) < LEAST:
+                raise RuntimeError(
+                    f"computing every step by hand gives {nearest:.1f} dB against the pipeline"
+                )
+            columns.append(found)
+        return masks, np.concatenate(columns, 1)
+
+    @torch.no_grad()
+    def _grown(self, samples: Tensor) -> _Level:
+        """The leaves, masks in the outer order and samples in the inner one."""
+        # A fresh walk through the timetable; Euler counts its steps.
+        self.pipe.scheduler._step_index = None
+        latents = self.calls[0][self.name][: self.samples][samples]
+        nothing = torch.zeros(len(samples), KEPT, *latents.shape[1:])
+        never = torch.full((len(samples), KEPT), torch.nan, dtype=torch.float64)
+        masks = torch.zeros(len(samples), 0, dtype=torch.bool)
+        level = _Level(samples, masks, latents, nothing, never)
+        for step in range(self.steps):
+            level = self._next(level, step)
+        return level
+
+    def _next(self, level: _Level, step: int) -> _Level:
+        computed = self._computed(level, step)
+        predicted = torch.cat([computed[:, None], level.values[:, :-1]], 1)
+        here = torch.full((len(level.times), 1), self.times[step], dtype=torch.float64)
+        done = _Level(
+            level.sample,
+            _with(level.masks, True),
+            level.latents,
+            predicted,
+            torch.cat([here, level.times[:, :-1]], 1),
+        )
+        parts, outputs = [done], [computed]
+        if 0 < step < self.steps - 1:
+            parts.append(
+                _Level(
+                    level.sample,
+                    _with(level.masks, False),
+                    level.latents,
+                    level.values,
+                    level.times,
+                )
+            )
+            outputs.append(self._forecast(level, step))
+        both = _Level(
+            *(
+                torch.cat([getattr(part, name) for part in parts])
+                for name in _Level.__dataclass_fields__
+            )
+        )
+        both.latents = self.pipe.scheduler.step(
+            torch.cat(outputs), self.pipe.scheduler.timesteps[step], both.latents
+        ).prev_sample
+        return both
+
+    def _forecast(self, level: _Level, step: int) -> Tensor:
+        """The forecast from the values that there are."""
+        weights = torch.zeros(len(level.times), KEPT, dtype=torch.float64)
+        known = (~level.times.isnan()).sum(1)
+        for count in range(1, KEPT + 1):
+            rows = known == count
+            t = torch.full((int(rows.sum()),), self.times[step], dtype=torch.float64)
+            weights[rows, :count] = PREDICTOR.coefficients(level.times[rows, :count], t)
+        shape = (*weights.shape, *(1,) * (level.values.ndim - 2))
+        return (level.values * weights.to(level.values.dtype).reshape(shape)).sum(1)
+
+    def _computed(self, level: _Level, step: int) -> Tensor:
+        """Guided predictions of all branches."""
+        parts = zip(level.latents.split(ROWS), level.sample.split(ROWS), strict=True)
+        return torch.cat([self._call(latents, sample, step) for latents, sample in parts])
+
+    def _call(self, latents: Tensor, sample: Tensor, step: int) -> Tensor:
+        rows = torch.cat([sample + branch * self.samples for branch in range(self.branches)])
+        count = self.samples * self.branches
+        call = {
+            name: value[rows]
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == count
+            else value
+            for name, value in self.calls[step].items()
+        }
+        call[self.name] = torch.cat([latents] * self.branches)
+        output = self.denoiser(**{**call, "return_dict": False})[0]
+        if self.branches == 1:
+            return output
+        without, prompted = output.chunk(2)
+        return without + self.guidance * (prompted - without)
+
+    @torch.no_grad()
+    def _pictures(self, latents: Tensor) -> np.ndarray:
+        """Decoded latents `[n, H, W, 3]` in [0, 1]."""
+        pipe, made = self.pipe, []
+        for some in latents.split(ROWS):
+            if self.name == "hidden_states":
+                side = pipe.default_sample_size * pipe.vae_scale_factor
+                some = pipe._unpack_latents(some, side, side, pipe.vae_scale_factor)
+            config = pipe.vae.config
+            some = some / config.scaling_factor + (config.shift_factor or 0)
+            decoded = pipe.vae.decode(some, return_dict=False)[0]
+            made.append(pipe.image_processor.postprocess(decoded, output_type="np"))
+        return np.concatenate(made)
+
+
+def _with(masks: Tensor, computed: bool) -> Tensor:
+    return torch.cat([masks, torch.full((len(masks), 1), computed)], 1)

@@ -1,0 +1,67 @@
+"""The steps of one run: where each lies in the scheduler's timetable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import nan
+from typing import Any
+
+from diffcache.policies import Grid, Step
+
+from .schedulers import coordinates, is_flow, noise, timesteps_of, weights
+
+
+class Timetable:
+    """A scheduler's timesteps, and which of them is which step of the run.
+
+    Attributes:
+        timesteps: all of the scheduler's.
+        coordinates: of each, the coordinate of its noise.
+        weights: of each, how much an error at it weighs.
+        begin: the place of the run's first step; not 0 for img2img.
+        total: steps of the run; None before its first step was seen.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.timesteps = timesteps_of(scheduler)
+        levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
+        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
+        self.begin = 0
+        self.total: int | None = None
+        self._grid: Grid | None = None
+
+    def locate(
+        self, timestep: Any, total: int | None, protects: Callable[[int, int], bool]
+    ) -> None:
+        """Settles where in the timetable the run begins and how long it is.
+
+        Args:
+            timestep: what the scheduler was first stepped with. The denoiser's own timestep would
+                not do: pipelines scale and reverse it, and some give one a token.
+            total: the pipeline's own count of steps, if it keeps one.
+            protects: whether a guard protects a step, by its index and the count.
+        """
+        if timestep is not None and self.timesteps:
+            distance = [abs(t - float(timestep)) for t in self.timesteps]
+            self.begin = distance.index(min(distance))
+        self.total = total or len(self.timesteps) - self.begin
+        places = [self._place(index) for index in range(self.total)]
+        self._grid = Grid(
+            tuple(self.coordinates[place] for place in places),
+            tuple(self.weights[place] for place in places),
+            tuple(protects(index, self.total) for index in range(self.total)),
+        )
+
+    def step(self, index: int) -> Step:
+        """What policies are told of step number `index`."""
+        place = self._place(index)
+        timestep = self.timesteps[place] if self.timesteps else nan
+        return Step(index, self.total, self.weights[place], timestep, self._grid)
+
+    def time(self, index: int) -> float:
+        """The coordinate of step number `index`."""
+        return self.coordinates[self._place(index)]
+
+    def _place(self, index: int) -> int:
+        # A loop longer than its timetable stays at its end.
+        return min(self.begin + index, len(self.timesteps) - 1)

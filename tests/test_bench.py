@@ -1,0 +1,214 @@
+"""The benches of fidelity: that what they run is valid, and what they make of results."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import diffcache
+from diffcache.methods import find
+
+BENCH = Path(__file__).parents[1] / "bench"
+PAIRS = json.loads((BENCH / "tiny" / "prompts.json").read_text())["prompts"][:2]
+
+
+@pytest.fixture(scope="module")
+def of() -> Iterator[Callable[[str], ModuleType]]:
+    """A module of the folder `bench` by name, where it finds its neighbours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        yield importlib.import_module
+
+
+def test_every_method_of_the_catalogue_is_measured_and_every_setting_is_valid(of):
+    c, cells, peers = of("candidates"), of("cells"), of("peers")
+    assert set(c.METHODS) <= set(diffcache.methods())
+    for cell in cells.PLAIN:
+        found = c.candidates(cell)
+        names = [(candidate.family, candidate.setting) for candidate in found]
+        assert len(set(names)) == len(names)
+        assert names[0] == (c.FULL, cell.steps)
+        assert {candidate.library for candidate in found} <= set(peers.LIBRARIES)
+        ours = [candidate for candidate in found if candidate.library == "diffcache"]
+        assert {x.method for x in ours} == set(diffcache.methods()) - set(c.PLAYBACK)
+        for candidate in ours:
+            find(candidate.method).configured(**candidate.options)
+            assert json.loads(json.dumps(asdict(candidate)))["method"] == candidate.method
+
+
+def test_every_rival_is_measured(of):
+    c, envelope = of("candidates"), of("envelope")
+    found = {x.family for cell in of("cells").PLAIN for x in c.candidates(cell)}
+    assert {family for rival in envelope.RIVALS for family in rival.families} <= found
+    assert {family for family in found if envelope.kind(family) is None} == {
+        envelope.OURS,
+        envelope.FULL,
+        envelope.FLOOR,
+    }
+
+
+@pytest.mark.parametrize("method", ["FirstBlockCache", "TaylorSeer", "PAB"])
+def test_diffusers_takes_every_setting(of, method):
+    c, cells, peers = of("candidates"), of("cells"), of("peers")
+    for x in c.candidates(cells.Cell("dit", "flow", 20)):
+        if x.library == "diffusers" and x.method == method:
+            config = peers._config(None, None, x)
+            assert {name: getattr(config, name) for name in x.options} == x.options
+
+
+def test_calibration_uses_no_prompt_of_the_tables(of):
+    listed = json.loads((BENCH / "tiny" / "prompts.json").read_text())["prompts"]
+    used = {pair["prompt"] for pair in of("peers").CALIBRATION}
+    assert len(used) == 4
+    assert not used & {pair["prompt"] for pair in listed}
+
+
+def test_names_of_cells_carry_what_is_not_the_default(of):
+    cell = of("cells").Cell
+    assert cell("unet", "ddim", 50, guidance=3.0).name == "unet-ddim-50"
+    assert cell("dit", "flow", 28, guidance=2.5, dtype="bf16").name == "dit-flow-28-g2.5-bf16"
+
+
+def test_flops_of_skipped_calls_are_those_of_the_rows(of, tmp_path):
+    c, cell = of("candidates"), of("cells").Cell("dit", "flow", 9)
+    worker = of("pareto_worker").Worker(tmp_path)
+
+    def ask(candidate, count):
+        job = {"cell": asdict(cell), "candidate": asdict(candidate), "pairs": PAIRS, "count": count}
+        return worker.answer(json.loads(json.dumps(job)))
+
+    full = ask(c.Candidate(c.FULL, 9, 9), True)
+    few = ask(c.Candidate(c.FEWER, 3, 3), True)
+    every = c.Candidate(
+        "interval", 3, 9, library="diffcache", method="interval", options={"every": 3}
+    )
+    done, counted = ask(every, False), ask(every, True)
+    outside = full["flops"] - full["inside"]
+    assert few["flops"] - outside == full["inside"] // 3
+    assert 0 < done["computed"] < done["total"]
+    share = (counted["flops"] - outside) / full["inside"]
+    assert share == pytest.approx(done["computed"] / done["total"], rel=1e-3)
+    assert np.load(done["pictures"]).shape == (2, 64, 64, 3)
+    refused = ask(c.Candidate("deepcache", 1, 9, library="diffcache", method="deepcache"), False)
+    assert refused["refused"].startswith("ValueError: FluxTransformer2DModel is no UNet")
+
+
+def test_figures_of_true_scenes_and_of_none(of):
+    figures = of("figures")
+    captions = ["one red circle", "two blue squares", "one green cross", "one yellow circle"] * 3
+    rng = np.random.default_rng(1)
+    made = [figures.scenes.render(figures.scenes.parse(text), rng) for text in captions]
+    true = (np.stack(made) / 255).astype(np.float32)
+    same = figures.measured(true, true, captions)
+    none = figures.measured(np.full_like(true, 0.5), true, captions)
+    assert (same["psnr"], same["match"], same["match_change_ci"]) == (60.0, 1.0, [0.0, 0.0])
+    assert (none["match"], none["match_change_ci"]) == (0.0, [-1.0, -1.0])
+    assert same["frechet_ci"][0] <= same["frechet"] <= same["frechet_ci"][1]
+    assert none["frechet_change_ci"][0] > 0 > none["psnr"] - same["psnr"]
+
+
+def _row(family, setting, compute, psnr, p5, **more):
+    known = {"match_ci": [0.7, 0.9], "match_change_ci": [-0.1, 0.0], "seconds": 0.1}
+    far = {"frechet": 1.0, "frechet_ci": [0.5, 1.5], "frechet_change_ci": [-0.1, 0.1]}
+    where = {"cpu": "x", "threads": 1, "torch": "2", "diffusers": "0", "date": "2026-11-21"}
+    return {
+        "cell": "unet-ddim-50", "family": family, "setting": setting, "prompts": 4,
+        "compute": compute, "psnr": psnr, "psnr_p5": p5, "match": 0.8, **known, **far, **where,
+        **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    _row("full", 50, 1.0, 60, 60),
+    _row("adaptive", 0.1, 0.5, 11, 11),
+    _row("noise floor", "bf16", 1.0, 52, 50),
+    _row("fewer steps", 10, 0.2, 20, 10),
+    _row("fewer steps", 30, 0.6, 40, 30),
+    _row("interval", 3, 0.4, 44, 30),
+    _row("a new method", "default", 0.5, 30, 20),
+    _row("adaptive", 0.1, 0.5, 45, 40),
+    _row("adaptive", 0.3, 0.3, 41, 36),
+    _row("adaptive", 0.5, 0.4, 39, 30),
+    _row("adaptive", 0.01, 0.6, 53, 51),
+]
+
+
+@pytest.fixture
+def grouped(of, tmp_path):
+    path = tmp_path / "pareto.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return of("envelope").newest(path)
+
+
+def test_an_envelope_leaves_out_what_a_cheaper_setting_equals(of, grouped):
+    envelope, ours = of("envelope"), grouped["unet-ddim-50"]["adaptive"]
+    assert envelope.envelope(ours, "psnr") == [(0.3, 41), (0.5, 45), (0.6, 53)]
+    assert envelope.at(ours, 0.4, "psnr") == pytest.approx(43)
+    assert envelope.at(ours, 0.9, "psnr") == 53
+    assert envelope.at(ours, 0.25, "psnr") is None
+    assert envelope.chosen(ours, 0.45)["setting"] == 0.3
+
+
+def test_margins_hold_over_the_rival_or_above_the_noise_floor(of, grouped):
+    envelope, families = of("envelope"), grouped["unet-ddim-50"]
+    fewer, thresholds, fixed, other = envelope.RIVALS
+    found = envelope.margin(families, fewer, 0.5, "psnr")
+    assert (found.best, found.decibels, found.holds) == ("fewer steps", pytest.approx(10), True)
+    assert envelope.margin(families, thresholds, 0.5, "psnr") == (None, None, True)
+    assert not envelope.margin(families, fixed, 0.5, "psnr").holds
+    assert envelope.margin(families, fixed, 0.6, "psnr").holds
+    assert envelope.margin(families, other, 0.5, "psnr").best == "a new method"
+    assert not envelope.margin(families, fewer, 0.25, "psnr").holds
+
+
+def test_the_report_is_written_from_rows_old_and_new(of, tmp_path, capsys):
+    new = {"match_ci", "match_change_ci", "seconds", "frechet", "frechet_ci", "frechet_change_ci"}
+    old = [{**row, "cell": "dit-flow-28"} for row in ROWS if row["family"] != "noise floor"]
+    old = [{name: value for name, value in row.items() if name not in new} for row in old]
+    (tmp_path / "pareto.jsonl").write_text("\n".join(map(json.dumps, [*old, *ROWS])))
+    shared = {"pipeline": "unet", "steps": 12, "samples": 2, "psnr": 50.0, "psnr_p5": 40.0}
+    shared["date"] = "2026-11-21"
+    oracle = [
+        {**shared, "kind": "oracle", "computed": 6},
+        {**shared, "kind": "best fixed mask", "computed": 6},
+        {**shared, "kind": "adaptive", "tolerance": 1, "computed": 6, "gap": 2.5, "gap_p95": 3.0},
+    ]
+    (tmp_path / "oracle.jsonl").write_text("\n".join(map(json.dumps, oracle)))
+    of("pareto_report").write(tmp_path, tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "| **adaptive** |  | 42.0 / 37.0 | 45.0 / 40.0 | 53.0 / 51.0 |" in text
+    assert "| unet-ddim-50 | 0.25 | not reached | 52.0 / 50.0 |" in text
+    assert "**+1.0** / +10.0 (interval)" in text
+    assert "| 6.0 | | | 50.0 / 40.0 | 2.5 / 3.0 | **fails** |" in text
+    assert "not reached" in capsys.readouterr().out
+    for name in ("pareto.png", "pareto_p5.png", "oracle.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_the_oracle_plays_masks_as_the_library_does(of):
+    cells = of("cells")
+    cell = cells.Cell("dit", "flow", 5)
+    pipe = cells.load(cell)
+    tree = of("oracle_tree").Tree(pipe, cells.arguments(cell, PAIRS, 5))
+    masks, decibels = tree.decibels()
+    assert masks.shape == (8, 5)
+    assert decibels.shape == (8, 2)
+    assert len({tuple(mask) for mask in masks.tolist()}) == 8
+    assert masks[:, [0, -1]].all()
+    psnr = of("oracle").metrics.psnr
+    for index in (1, 4, 7):
+        diffcache.wrap(pipe, mask=masks[index].tolist())
+        played = pipe(**cells.arguments(cell, PAIRS, 5)).images
+        assert psnr(played, tree.reference) == pytest.approx(decibels[index], abs=0.05)
+
+
+def test_the_best_mask_is_each_samples_own_and_costs_no_more(of):
+    masks = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], bool)
+    decibels = np.array([[30.0, 20.0], [25.0, 28.0], [40.0, 22.0]])
+    found = of("oracle").best(masks, decibels)
+    assert {k: v.tolist() for k, v in found.items()} == {1: [30.0, 20.0], 2: [40.0, 28.0]}
