@@ -18,6 +18,7 @@ METHOD = Method(
     predictor=adams_bashforth(2),
     guards=Guards(protect=(3, 1), max_consecutive_skips=None),
     name="abcache",
+    kind="predictive",
     summary="Computes one step in n and continues the output by an Adams-Bashforth relation.",
     paper="""@misc{yu2025abcache,
   title  = {AB-Cache: Training-Free Acceleration of Diffusion Models via Adams-Bashforth Cached

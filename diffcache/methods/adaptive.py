@@ -17,6 +17,7 @@ METHOD = Method(
     predictor=Kriging(),
     guards=Guards(protect=(3, 1), max_consecutive_skips=8),
     name="adaptive",
+    kind="by timestep",
     summary="Spends the measured error of its forecast, a third-order difference, from a budget, "
     "for each sample on its own.",
     paper=PAPER,

@@ -25,6 +25,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards.none(),
     name="adaptivediffusion",
+    kind="by timestep",
     summary="The released code's rule on norms of latents, one decision for the whole batch.",
     paper=PAPER,
 )

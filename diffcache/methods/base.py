@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from diffcache.policies import ErrorBudget, Policy
 from diffcache.predictors import Newton, Predictor
 from diffcache.runtime.guards import Guards
 from diffcache.sites import Output, Site
+
+Kind = Literal["static", "by timestep", "by layer", "predictive", "hybrid"]
+"""The classes of the survey arXiv 2510.19755; "by timestep" and "by layer" are its dynamic ones."""
 
 _PARTS = {"site": Site, "policy": Policy, "predictor": Predictor, "guards": Guards}
 
@@ -49,14 +52,15 @@ class Method:
         predictor: what stands in for it.
         guards: what may never be skipped.
         name: how reports call it.
+        kind: its class in the survey arXiv 2510.19755, None for one of your own.
         summary: one line on what it does.
         paper: BibTeX of what to cite.
         published: constants for denoisers that the paper measured, of what the policy measures.
 
     Raises:
         TypeError: a part is not of its kind.
-        ValueError: the site cannot provide the evidence that the policy reads, or has not the
-            groups of modules that it decides on.
+        ValueError: `kind` is unknown, or the site cannot provide the evidence that the policy
+            reads, or has not the groups of modules that it decides on.
     """
 
     site: Site = field(default_factory=Output)
@@ -64,6 +68,7 @@ class Method:
     predictor: Predictor = field(default_factory=Newton)
     guards: Guards = field(default_factory=Guards)
     name: str = "custom"
+    kind: Kind | None = None
     summary: str = ""
     paper: str = ""
     published: tuple[Published, ...] = field(default=(), hash=False)
@@ -76,6 +81,11 @@ class Method:
                     f"Method({name}={part!r}) is not a {kind.__name__}; pass an instance, "
                     f"for example Method({name}={getattr(Method(), name)!r})"
                 )
+        if self.kind not in (None, *get_args(Kind)):
+            raise ValueError(
+                f"kind={self.kind!r} is no class of methods; "
+                f"use one of {', '.join(map(repr, get_args(Kind)))}"
+            )
         needed = self.policy.evidence
         if needed not in self.site.provides:
             provided = ", ".join(sorted(e.__name__ for e in self.site.provides))

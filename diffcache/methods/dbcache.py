@@ -19,10 +19,11 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(8, 0), max_consecutive_skips=None),
     name="dbcache",
+    kind="by layer",
     summary="Reuses the residual of the middle blocks while that of the first ones is stable.",
     paper="""@misc{cachedit2025,
-  title  = {cache-dit: A PyTorch-native Inference Engine with Hybrid Cache Acceleration and
-            Parallelism for DiTs},
+  title  = {cache-dit: A PyTorch-native and Flexible Inference Engine with Hybrid Cache
+            Acceleration and Parallelism for DiTs},
   author = {{DefTruth} and {vipshop.com}},
   year   = {2025},
   url    = {https://github.com/vipshop/cache-dit}

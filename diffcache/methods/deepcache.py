@@ -17,6 +17,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards.none(),
     name="deepcache",
+    kind="static",
     summary="Recomputes a UNet's outermost layers and reuses the deep feature for n steps.",
     paper="""@inproceedings{ma2024deepcache,
   title     = {DeepCache: Accelerating Diffusion Models for Free},

@@ -19,6 +19,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(10, 1), max_consecutive_skips=None),
     name="easycache",
+    kind="by timestep",
     summary="Repeats output minus input while the output's predicted change adds up to little.",
     paper="""@misc{zhou2025easycache,
   title  = {Less is Enough: Training-Free Video Diffusion Acceleration via Runtime-Adaptive

@@ -18,10 +18,12 @@ METHOD = Method(
     # As released: only the first step is sure to be computed, and skips have no cap.
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="fbcache",
+    kind="by timestep",
     summary="Reuses the residual of the block stack while the first block's residual is stable.",
     paper="""@misc{paraattention2024,
-  title  = {ParaAttention: Context parallel attention and First Block Cache},
-  author = {Cheng, Zeyi},
+  title  = {ParaAttention: Context parallel attention that accelerates DiT model inference with
+            dynamic caching},
+  author = {{chengzeyi}},
   year   = {2024},
   url    = {https://github.com/chengzeyi/ParaAttention}
 }""",

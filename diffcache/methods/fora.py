@@ -18,6 +18,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="fora",
+    kind="static",
     summary="Computes attention and MLPs one step in every n and repeats their outputs between.",
     paper="""@misc{selvaraju2024fora,
   title  = {FORA: Fast-Forward Caching in Diffusion Transformer Acceleration},

@@ -21,6 +21,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="foresight",
+    kind="by layer",
     summary="Repeats the outputs of modules that change less than they did in a warm-up.",
     paper="""@inproceedings{adnan2025foresight,
   title     = {Foresight: Adaptive Layer Reuse for Accelerated and High-Quality Text-to-Video

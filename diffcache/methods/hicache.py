@@ -1,8 +1,8 @@
 """HiCache: TaylorSeer's forecast with scaled Hermite polynomials in place of powers.
 
 Basis and scale (0.5 for FLUX.1-dev, 0.3 for schnell) are published. The published site is every
-attention and MLP; ours is the output, so that the cache holds three outputs a guidance branch
-whatever the depth.
+attention and MLP; ours is the output. The cache holds three outputs a guidance branch, whatever the
+depth.
 """
 
 from diffcache.policies import Interval
@@ -18,6 +18,7 @@ METHOD = Method(
     predictor=Hermite(order=2, scale=0.5),
     guards=Guards(protect=(3, 0), max_consecutive_skips=None),
     name="hicache",
+    kind="predictive",
     summary="Computes one step in n and forecasts the output in scaled Hermite polynomials.",
     paper="""@misc{feng2025hicache,
   title  = {HiCache: Training-free Acceleration of Diffusion Models via Hermite Polynomial-based

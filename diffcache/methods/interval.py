@@ -17,6 +17,7 @@ METHOD = Method(
     predictor=Newton(order=1),
     guards=Guards(protect=(3, 1), max_consecutive_skips=None),
     name="interval",
+    kind="predictive",
     summary="Computes one step in every n and forecasts the output between.",
     paper="""@inproceedings{liu2025taylorseer,
   title     = {From Reusing to Forecasting: Accelerating Diffusion Models with TaylorSeers},

@@ -28,6 +28,7 @@ METHOD = Method(
     # As released: retention and the cap belong to the rule.
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="magcache",
+    kind="by timestep",
     summary="Repeats the blocks' residual while its calibrated magnitude stays near one.",
     published=(
         Published(
@@ -37,10 +38,11 @@ METHOD = Method(
             options={"ratios": _FLUX},
         ),
     ),
-    paper="""@misc{ma2025magcache,
-  title  = {MagCache: Fast Video Generation with Magnitude-Aware Cache},
-  author = {Ma, Zehong and Wei, Longhui and Wang, Feng and Zhang, Shiliang and Tian, Qi},
-  year   = {2025},
-  note   = {arXiv:2506.09045}
+    paper="""@inproceedings{ma2025magcache,
+  title     = {MagCache: Fast Video Generation with Magnitude-Aware Cache},
+  author    = {Ma, Zehong and Wei, Longhui and Wang, Feng and Zhang, Shiliang and Tian, Qi},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2025},
+  note      = {arXiv:2506.09045}
 }""",
 )

@@ -16,6 +16,7 @@ METHOD = Method(
     predictor=adaptive.METHOD.predictor,
     guards=Guards.none(),
     name="mask",
+    kind="static",
     summary="Computes the steps of a given mask; diffcache.wrap(pipe, mask=report.mask).",
     paper="",
 )

@@ -27,6 +27,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="pab",
+    kind="static",
     summary="Repeats attention outputs for 2 (spatial), 4 (temporal) or 6 (cross) steps.",
     paper="""@inproceedings{zhao2025pab,
   title     = {Real-Time Video Generation with Pyramid Attention Broadcast},

@@ -21,6 +21,7 @@ METHOD = Method(
     # As released: the schedule itself computes the last step.
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="smoothcache",
+    kind="by layer",
     summary="Repeats attention and MLP outputs as far as their measured change allows.",
     paper="""@misc{liu2024smoothcache,
   title  = {SmoothCache: A Universal Inference Acceleration Technique for Diffusion Transformers},

@@ -21,12 +21,14 @@ METHOD = Method(
     predictor=Taylor(order=2),
     guards=Guards(protect=(3, 0), max_consecutive_skips=5),
     name="speca",
+    kind="hybrid",
     summary="Forecasts the blocks, verifies by the last one, and computes what is rejected.",
-    paper="""@misc{liu2025speca,
-  title  = {SpeCa: Accelerating Diffusion Transformers with Speculative Feature Caching},
-  author = {Liu, Jiacheng and Zou, Chang and Lyu, Yuanhuiyi and Ren, Fei and Wang, Shaobo and
-            Li, Kaixin and Zhang, Linfeng},
-  year   = {2025},
-  note   = {arXiv:2509.11628}
+    paper="""@inproceedings{liu2025speca,
+  title     = {SpeCa: Accelerating Diffusion Transformers with Speculative Feature Caching},
+  author    = {Liu, Jiacheng and Zou, Chang and Lyu, Yuanhuiyi and Ren, Fei and Wang, Shaobo and
+               Li, Kaixin and Zhang, Linfeng},
+  booktitle = {Proceedings of the 33rd ACM International Conference on Multimedia},
+  year      = {2025},
+  note      = {arXiv:2509.11628}
 }""",
 )

@@ -19,6 +19,7 @@ METHOD = Method(
     predictor=ChebyshevRidge(degree=4, ridge=0.1),
     guards=Guards(protect=(5, 0), max_consecutive_skips=None),
     name="spectrum",
+    kind="predictive",
     summary="Forecasts the output by a ridge fit of Chebyshev polynomials, in growing windows.",
     paper="""@inproceedings{han2026spectrum,
   title     = {Adaptive Spectral Feature Forecasting for Diffusion Sampling Acceleration},

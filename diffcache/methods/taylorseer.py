@@ -21,6 +21,7 @@ METHOD = Method(
     # As released: nothing but the interval decides.
     guards=Guards(protect=(0, 0), max_consecutive_skips=None),
     name="taylorseer",
+    kind="predictive",
     summary="Computes one step in n and forecasts the output by its Taylor series.",
     paper=interval.METHOD.paper,
 )

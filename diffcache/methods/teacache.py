@@ -20,6 +20,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(1, 1), max_consecutive_skips=None),
     name="teacache",
+    kind="by timestep",
     summary="Repeats the blocks' residual while their modulated input has changed little.",
     published=(
         Published(

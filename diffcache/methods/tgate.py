@@ -28,6 +28,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="tgate",
+    kind="static",
     summary="Freezes cross-attention after ten steps and thins self-attention before.",
     paper="""@article{liu2024tgate,
   title   = {Faster Diffusion via Temporal Attention Decomposition},

@@ -18,6 +18,7 @@ METHOD = Method(
     predictor=Reuse(),
     guards=Guards(protect=(4, 1), max_consecutive_skips=4),
     name="third_order",
+    kind="by timestep",
     summary="Skips while the third-order difference of the latents is under a threshold.",
     paper=PAPER,
 )

@@ -143,10 +143,10 @@ class _BlockStackAttachment(Attachment):
 
     def _without_blocks(self, turn: Turn) -> Any:
         """Serves a denoiser whose blocks cannot be bypassed, as a compiled one's."""
-        turn.run.note(
-            "the blocks are not each called once, through their own call and with the batch first, "
-            "so whole outputs are forecast"
-        )
+        why = "the blocks are not each called once, through their own call and with the batch first"
+        if self.recording.crossed:
+            why = "blocks at the end read what bypassed ones at the start give"
+        turn.run.note(f"{why}, so whole outputs are forecast")
         if turn.run.method.policy.evidence not in Output.provides:
             turn.compute_all()
         return self.fallback.run(turn)

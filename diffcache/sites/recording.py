@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from diffcache.runtime.names import Names
-from diffcache.runtime.rows import leaves
+from diffcache.runtime.rows import leaves, tensor_leaves
 
 from .structure import Structure
 
@@ -96,13 +97,19 @@ class Recording:
 
     An output leaf that a block hands to the next one as an argument ties the two together by
     identity: that is how the input of a list is known without any table of models.
+
+    Attributes:
+        plan: what each block does from now on.
+        blind: whether blocks cannot be bypassed.
+        crossed: whether that is because a computed one reads, beside the stream, what a bypassed
+            one gives, as in stacks in the shape of a U.
     """
 
     def __init__(self, lists: list[list[nn.Module]], head: int, tail: int) -> None:
         self.lists = lists
         self.head, self.tail = head, tail
         self.plan: Plan | None = None
-        self.blind = False
+        self.blind = self.crossed = False
         self._where = {id(block): i for i, blocks in enumerate(lists) for block in blocks}
         self.calls: list[Call] = []
         # Activations of a whole stack would not fit beside it; blocks are called as defined.
@@ -111,6 +118,9 @@ class Recording:
         }
         self._last: tuple[int, list[Any]] | None = None
         self._ties: list[dict[int, str]] = [{} for _ in lists]
+        # What blocks gave, and who was handed what of whom; activations are not kept alive.
+        self._given: dict[int, tuple[ref[Tensor], nn.Module]] = {}
+        self._handed: list[tuple[nn.Module, nn.Module]] = []
         self._names = [Names(blocks[0].forward) for blocks in lists]
 
     def record(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
@@ -122,8 +132,13 @@ class Recording:
                 for name, value in bound.items():
                     if isinstance(leaf, Tensor) and value is leaf:
                         self._ties[index][position] = name
+        for leaf in tensor_leaves((args, kwargs)):
+            given, giver = self._given.get(id(leaf), (None, None))
+            if given is not None and given() is leaf:
+                self._handed.append((giver, block))
         output = plain(*args, **kwargs)
         described = describe(output)
+        self._given.update((id(leaf), (ref(leaf), block)) for leaf in tensor_leaves(output))
         if id(block) in self._border:
             self.calls.append(Call(block, described, args, kwargs, output, kept=True))
         else:
@@ -148,6 +163,7 @@ class Recording:
             self.blind = True
             return
         head, stop = self.head, len(order) - self.tail
+        self._given.clear()
         roles: dict[int, Role] = {}
         for number, block in enumerate(order[:head]):
             index = self._where[id(block)]
@@ -164,6 +180,13 @@ class Recording:
                 open=any(other in lists[number:] for other in lists[:number] if other != index),
                 sink=index not in lists[number + 1 :],
             )
+        unbridged = {
+            key for key, role in roles.items() if role.kind == "bypassed" and not role.sink
+        }
+        computed = set(map(id, order[stop:]))
+        if any(id(g) in unbridged and id(taker) in computed for g, taker in self._handed):
+            self.blind = self.crossed = True
+            return
         if self.tail:
             roles[id(order[-1])] = Role("last", self._where[id(order[-1])])
         self.plan = Plan(roles, tuple(sorted(set(lists))))

@@ -126,3 +126,21 @@ def test_control_residuals_count_once(make, placeholders):
         for found in outputs(model, scheduler, inputs | control, still=True):
             torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
     assert diffcache.report(model).compute_fraction < 1
+
+
+@pytest.mark.parametrize("tail", [0, 1])
+def test_last_block_that_reads_an_early_one(bench, placeholders, tail):
+    denoisers = bench("denoisers")
+    model = denoisers.build("HunyuanDiT2DModel")
+    inputs = denoisers.caller("HunyuanDiT2DModel", ROWS)(0.0)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    plain = outputs(model, scheduler, inputs, still=False)
+    placeholders(float("nan"))
+    diffcache.wrap(model, method(0, tail), scheduler=scheduler)
+    found = outputs(model, scheduler, inputs, still=False)
+    report = diffcache.report(model)
+    assert report.mask[:, 0].nonzero().flatten().tolist() == FULL
+    assert any("at the end read" in note for note in report.notes) == bool(tail)
+    for index in range(STEPS):
+        assert found[index].isfinite().all()
+        assert torch.equal(found[index], plain[index]) == (index in FULL)
