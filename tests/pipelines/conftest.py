@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -37,7 +38,7 @@ class Family:
         return hasattr(self.pipe, "unet")
 
     def generate(self, **options: Any) -> Tensor:
-        """The latents of a generation of ten steps, the same at each call."""
+        """The latents of a generation of about ten steps, the same at each call."""
         generators = [torch.Generator().manual_seed(seed) for seed in range(SAMPLES)]
         settings = {"num_inference_steps": 10, "generator": generators, "output_type": "latent"}
         return self.pipe(**settings | self.call | options)[0]
@@ -73,6 +74,7 @@ def _hole(size: int = 16) -> Tensor:
 
 SIZE = {"height": 16, "width": 16}
 TEXTS = _texts(7, 32)
+MOST = {"image": _picture(), "strength": 0.8, "num_inference_steps": 12}
 FLUX = TEXTS | _pooled(32) | {"true_cfg_scale": 2.0}
 
 
@@ -174,6 +176,21 @@ def _wan_two(make: Callable, model: Callable) -> Family:
     return _wan(make, model, transformer_2=second, boundary_ratio=0.55)
 
 
+def _wan_image(make: Callable, model: Callable) -> Family:
+    """A video that begins with a picture, whose latents are channels beside the sample's."""
+    pipe = diffusers.WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        transformer=model("WanTransformer3DModel", in_channels=36, out_channels=16),
+    )
+    call = {"height": 32, "width": 32, "num_frames": 5, "image": _picture(32)[:1]}
+    return Family(pipe, _texts(12, 16) | call)
+
+
 def _animate(make: Callable, model: Callable) -> Family:
     plain = make("unet")
     pipe = diffusers.AnimateDiffPipeline(
@@ -242,7 +259,7 @@ def _audio(make: Callable, model: Callable) -> Family:
 FAMILIES: dict[str, Callable[[Callable, Callable], Family]] = {
     "freeu": _freeu,
     "pag": _variant("unet", "StableDiffusionPAGPipeline", **SIZE),
-    "img2img": _variant("unet", "StableDiffusionImg2ImgPipeline", image=_picture(), strength=1.0),
+    "img2img": _variant("unet", "StableDiffusionImg2ImgPipeline", **MOST),
     "inpaint": _variant(
         "unet", "StableDiffusionInpaintPipeline", image=_picture(), mask_image=_hole(), **SIZE
     ),
@@ -251,11 +268,13 @@ FAMILIES: dict[str, Callable[[Callable, Callable], Family]] = {
     "svd": _svd,
     "sd3": _sd3,
     "skip-layer guidance": _skip_layers,
-    "flux img2img": _variant("dit", "FluxImg2ImgPipeline", image=_picture(), strength=1.0, **SIZE),
+    "flux img2img": _variant("dit", "FluxImg2ImgPipeline", **MOST, **SIZE),
     "flux kontext": _kontext,
     "qwen edit": _qwen_edit,
     "wan": _wan,
     "wan of two transformers": _wan_two,
+    "wan of a timestep a token": partial(_wan, expand_timesteps=True),
+    "wan image-to-video": _wan_image,
     "stable audio": _audio,
 }
 
