@@ -29,6 +29,7 @@ TEST = [
     "pytest-benchmark>=5.0",
     "scipy>=1.11",
     "setuptools>=77",
+    "torchao>=0.18",
 ]
 
 setup(

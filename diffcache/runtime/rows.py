@@ -93,11 +93,15 @@ def _take(tree: Any, rows: int, index: Tensor, batched: Callable[[Any], bool]) -
 
     if isinstance(tree, dict):
         return _like(tree, {k: deeper(v) for k, v in tree.items()})
-    # A list of as many batched tensors as there are rows is none of rows.
+    # A list of as many batched tensors as there are rows is none of rows; nor is one of numbers,
+    # which name blocks or sizes.
     if (
         isinstance(tree, list)
         and len(tree) == rows
-        and not any(batched(leaf) and leaf.shape[0] == rows for leaf in tree)
+        and not any(
+            isinstance(leaf, (int, float)) or (batched(leaf) and leaf.shape[0] == rows)
+            for leaf in tree
+        )
     ):
         return [tree[i] for i in index.tolist()]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

@@ -103,7 +103,7 @@ class _BlockStackAttachment(Attachment):
             self.modulated.close()
 
     def run(self, turn: Turn) -> Any:
-        if self.recording.blind:
+        if self.recording.blind or "unbridged" in turn.lane.memory:
             return self._without_blocks(turn)
         recorded = self.recording.plan is not None
         if not recorded or not self._known(turn):
@@ -111,13 +111,17 @@ class _BlockStackAttachment(Attachment):
         self.turn, self.draft_error = turn, None
         try:
             output = turn.invoke(turn.args, turn.kwargs)
+            # Every block that would have asked was left out of the call.
+            if turn.mask is None:
+                turn.compute_all()
             if self.draft_error is not None and turn.reject(self.draft_error):
                 output = turn.invoke(turn.args, turn.kwargs)
             if not recorded:
                 self.recording.settle()
                 self._take_in(turn)
             elif turn.full and not self._known(turn):
-                self.recording.blind = True
+                # Skip-layer guidance leaves blocks out of the calls of one branch.
+                turn.lane.memory["unbridged"] = True
             self._keep_modulated()
         finally:
             self.turn = self.head_entry = None
@@ -229,6 +233,9 @@ class _BlockStackAttachment(Attachment):
     def _look(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> None:
         """Asks the policy with the modulated input, before the first bypassed block."""
         turn, modulated = self.turn, self.modulated
+        if modulated is None:
+            turn.run.note("a call that leaves out its first blocks has no probe and was computed")
+            return turn.compute_all()
         if modulated.value is None and block is modulated.block:
             turn.in_model = True
             modulated.look(partial(plain, *args, **kwargs))

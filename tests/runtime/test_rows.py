@@ -101,6 +101,11 @@ def test_take_picks_from_a_list_with_an_entry_a_row():
     assert [len(x) for x in take(prompts, 3, INDEX)] == [7, 4]
 
 
+def test_take_leaves_a_list_of_numbers_alone():
+    assert take([0, 1, 2], 3, INDEX) == [0, 1, 2]
+    assert take([[(1, 4, 4)], [(1, 4, 8)], [(1, 8, 8)]], 3, INDEX) == [[(1, 8, 8)], [(1, 4, 4)]]
+
+
 def test_take_gathers_inside_a_list_of_batched_tensors():
     residuals = [torch.arange(3), torch.arange(3) * 10, torch.arange(3) * 100]
     assert [x.tolist() for x in take(residuals, 3, INDEX)] == [[2, 0], [20, 0], [200, 0]]

@@ -1,0 +1,52 @@
+"""Generations whose calls change on the way, or that pass through the timesteps twice."""
+
+import pytest
+import torch
+from diffusers.callbacks import SDCFGCutoffCallback
+
+import diffcache
+
+METHODS = ["adaptive", "deepcache", "fora"]
+HALF = [step % 2 == 0 for step in range(10)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_guidance_that_ends_on_the_way(unet, generate, method):
+    """diffusers' callback halves the rows after the fifth step; what is cached fits no longer."""
+
+    def cut():
+        end = SDCFGCutoffCallback(cutoff_step_ratio=0.4)
+        return generate(unet, 1, steps=10, callback_on_step_end=end)
+
+    plain = cut()
+    diffcache.wrap(unet, method, mask=[True])
+    assert torch.equal(cut(), plain)
+    diffcache.wrap(unet, method, mask=HALF)
+    latents = cut()
+    report = diffcache.report(unet)
+    assert report.mask[:, 0].tolist() == [row or step == 5 for step, row in enumerate(HALF)]
+    assert (report.computed, report.total) == (3 * 2 + 3, 5 * 2 + 5)
+    assert torch.equal(cut(), latents)
+    diffcache.unwrap(unet)
+    assert torch.equal(cut(), plain)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_video_that_is_denoised_twice(family, method):
+    """FreeInit runs all timesteps twice; the second run finds nothing of the first one's cache."""
+    made = family("animatediff")
+    made.pipe.enable_free_init(num_iters=2)
+
+    def generate():
+        # It draws noise in the second run, of the shape of a batch.
+        return made.generate(generator=torch.Generator().manual_seed(0))
+
+    plain = generate()
+    diffcache.wrap(made.pipe, method, mask=[True])
+    assert torch.equal(generate(), plain)
+    diffcache.wrap(made.pipe, method, mask=HALF)
+    latents = generate()
+    report = diffcache.report(made.pipe)
+    assert report.mask[:, 0].tolist() == HALF * 2
+    assert report.compute_fraction == 0.5
+    assert torch.equal(generate(), latents)
