@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checking import run_first, unchecked
 from .names import Names
+from .promises import kept
 from .report import Report
 from .rows import tensor_leaves
 from .run import Run
@@ -120,6 +121,7 @@ class Generation:
         self.report.calls += 1
         self.report.computed += rows
         self.report.total += rows
+        args, kwargs = kept((args, kwargs))
         return invoke(*args, **kwargs)
 
     def _turn(
