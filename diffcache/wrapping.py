@@ -20,6 +20,7 @@ from .runtime.names import Names
 from .runtime.report import Report
 from .sites import Attachment, gate
 from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers, version
+from .sites.helpers import helpers, on_demand
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
 requests: ContextVar[Request | None] = ContextVar("diffcache_request", default=None)
@@ -87,6 +88,14 @@ def _attach(
         generation.handlers[id(module)] = _handler(generation, attachment, module)
 
 
+def _help_on_demand(stack: ExitStack, generation: Generation, modules: Iterable[nn.Module]) -> None:
+    """Makes helpers run no sooner than a denoiser computes with what they give."""
+    for module in modules:
+        gate.open_gate(module)
+        stack.callback(gate.close_gate, module)
+        generation.handlers[id(module)] = on_demand(generation)
+
+
 def _handler(generation: Generation, attachment: Attachment, module: nn.Module) -> Callable:
     names = Names(plain_module(module).forward)
 
@@ -131,6 +140,8 @@ class PipelineWrapping:
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
             _attach(stack, generation, method, modules)
+            if method.site.whole and all(id(each) in generation.handlers for each in modules):
+                _help_on_demand(stack, generation, helpers(pipe))
             # Nobody but a callback has a chance to change a denoiser during the call.
             if any(map(call.keywords.get, _CALLBACKS)):
                 generation.version = lambda: tuple(map(version, modules))

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checking import run_first, unchecked
 from .names import Names
+from .promises import kept
 from .report import Report
-from .rows import as_index, by_rows, tensor_leaves
+from .rows import tensor_leaves
 from .run import Run
 from .turn import Turn
 
@@ -104,8 +106,11 @@ class Generation:
         return self._plainly(invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
-        turn.proven = not self._unchecked(attachment, turn)
-        output = attachment.run(turn) if turn.proven else self._first(attachment, turn)
+        turn.proven = not unchecked(attachment, turn, self.checked)
+        if turn.proven:
+            output = attachment.run(turn)
+        else:
+            output = run_first(attachment, turn, self.checked, self.report)
         self._account(turn)
         return output
 
@@ -116,6 +121,7 @@ class Generation:
         self.report.calls += 1
         self.report.computed += rows
         self.report.total += rows
+        args, kwargs = kept((args, kwargs))
         return invoke(*args, **kwargs)
 
     def _turn(
@@ -160,49 +166,6 @@ class Generation:
                 "so the caches were started afresh"
             )
         self._version = version
-
-    def _signature_of(self, attachment: Any, turn: Turn) -> Hashable:
-        shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
-        return (attachment.key, turn.rows, shapes)
-
-    def _unchecked(self, attachment: Any, turn: Turn) -> bool:
-        # A draft that some rows reject becomes a mixed step.
-        settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
-        known = settled or self._signature_of(attachment, turn) in self.checked
-        return turn.rows > 1 and not known
-
-    def _first(self, attachment: Any, turn: Turn) -> Any:
-        """Serves a call that may be the first mixed one of its kind.
-
-        That one is computed in full as well; models that couple rows, or cannot be called with
-        some of them, stop mixing.
-        """
-        turn.expose_row()
-        before = turn.lane.snapshot()
-        output = why = None
-        try:
-            output = attachment.run(turn)
-        except Exception as error:
-            if not turn.mixed:
-                raise
-            why = f"cannot be called with some rows of a batch ({type(error).__name__}: {error})"
-        if not turn.mixed:
-            return output
-        mask, after = turn.mask, turn.lane.snapshot()
-        turn.lane.restore(before)
-        turn.compute_all()
-        full = attachment.run(turn)
-        if why is None and not _agree(turn, output, full, as_index(mask)):
-            why = "couples the rows of a batch"
-        self.checked[self._signature_of(attachment, turn)] = why is None
-        if why is None:
-            turn.lane.restore(after)
-            turn.mask = mask
-            self.report.note("rows are independent: one mixed step was computed twice to make sure")
-            return output
-        turn.run.couple_samples()
-        self.report.note(f"the denoiser {why}, so all samples are computed together")
-        return full
 
     def _account(self, turn: Turn) -> None:
         report = self.report
@@ -284,17 +247,3 @@ def timestep_of(arguments: dict[str, Any]) -> float | None:
         count = value.numel()
         return value.item() if count == 1 else value.flatten()[0].item() if count else None
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool:
-    return all(
-        _close(a[index.to(a.device)], b[index.to(b.device)])
-        for a, b in zip(by_rows(gathered, turn.listed), by_rows(full, turn.listed), strict=True)
-    )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to what another batch size changes in a kernel's order of summation."""
-    tolerance = 1e-3 if a.dtype == torch.float32 else 3e-2
-    difference = (a.float() - b.float()).flatten(1).norm(dim=1)
-    return bool((difference <= tolerance * b.float().flatten(1).norm(dim=1)).all())

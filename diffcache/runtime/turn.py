@@ -11,6 +11,7 @@ from torch import Tensor
 from diffcache.policies import ModuleChange
 
 from .lanes import Lane
+from .promises import kept
 from .recorder import recording
 from .rows import as_index, map_leaves, samples_to_rows
 from .run import Run
@@ -115,6 +116,7 @@ class Turn:
         if not self.proven:
             # The call may be made once more to check it, and UNets pop adapter residuals off.
             args, kwargs = map_leaves((args, kwargs), lambda leaf: leaf)
+        args, kwargs = kept((args, kwargs))
         output = self._invoke(*args, **kwargs)
         self.in_model = False
         return output

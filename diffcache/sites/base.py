@@ -26,9 +26,15 @@ class Attachment(ABC):
 
 
 class Site(ABC):
-    """Where in a denoiser work is avoided."""
+    """Where in a denoiser work is avoided.
+
+    Attributes:
+        whole: whether a call that computes no row runs nothing of the denoiser, so that what helps
+            it need not run either.
+    """
 
     provides: ClassVar[frozenset[type[Evidence]]]
+    whole: ClassVar[bool] = False
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -24,10 +24,18 @@ def is_denoiser(module: Any) -> bool:
     if not isinstance(module, nn.Module):
         return False
     plain = plain_module(module)
-    # A UNet with a ControlNet inside of it goes all the way, and is the denoiser itself.
-    if any(word in type(plain).__name__ for word in _HELPERS) and not is_unet(plain):
-        return False
+    return is_told_time(plain) and not helps_another(plain)
+
+
+def is_told_time(plain: nn.Module) -> bool:
+    """Whether the module takes a timestep."""
     return any(_TIME.search(name) for name in inspect.signature(type(plain).forward).parameters)
+
+
+def helps_another(plain: nn.Module) -> bool:
+    """Whether the module, by name, computes what is added inside of a denoiser."""
+    # A UNet with a ControlNet inside of it goes all the way, and is the denoiser itself.
+    return any(word in type(plain).__name__ for word in _HELPERS) and not is_unet(plain)
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
