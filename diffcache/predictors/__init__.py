@@ -2,11 +2,13 @@
 
 from .base import Predictor
 from .chebyshev import ChebyshevRidge
+from .frequency_split import FrequencySplit
 from .newton import Newton, Reuse, adams_bashforth
 from .taylor import Hermite, Taylor
 
 __all__ = [
     "ChebyshevRidge",
+    "FrequencySplit",
     "Hermite",
     "Newton",
     "Predictor",

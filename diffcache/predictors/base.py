@@ -19,9 +19,11 @@ class Predictor(ABC):
         anchors: how many computed values it reads at most.
         coordinate: what `times` and `t` are: "noise", the scheduler's own coordinate (log-SNR, or
             σ for flow matching), or "step", the index of the step.
+        differences: whether it only fits differences of guidance branches.
     """
 
     coordinate: ClassVar[Literal["noise", "step"]] = "noise"
+    differences: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -33,6 +35,10 @@ class Predictor(ABC):
 
         `t` is `[rows]`. K may be less than `anchors` early in a run; times of a row differ.
         """
+
+    def over(self, timesteps: tuple[float, ...]) -> Predictor:
+        """The predictor for a run with these timesteps, one a step; most do not look at them."""
+        return self
 
     def growth(self, times: Tensor, t: Tensor) -> Tensor:
         """Modelled growth `[rows]` of the forecast's error: ∏ |t − t_k| over its anchors.

@@ -104,6 +104,7 @@ class Generation:
         return self._plainly(invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
+        attachment.plan(turn)
         turn.proven = not self._unchecked(attachment, turn)
         output = attachment.run(turn) if turn.proven else self._first(attachment, turn)
         self._account(turn)
@@ -143,7 +144,7 @@ class Generation:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
-        if run.index and not lane.histories and not run.full:
+        if run.index and not (lane.histories or lane.memory) and not run.full:
             self.report.note(
                 "a call after the first step continued no earlier one (other conditioning, shape "
                 "or denoiser, or an output without a batch axis) and was computed"
@@ -178,8 +179,7 @@ class Generation:
         some of them, stop mixing.
         """
         turn.expose_row()
-        before = turn.lane.snapshot()
-        output = why = None
+        before, output, why = turn.lane.snapshot(), None, None
         try:
             output = attachment.run(turn)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
@@ -51,6 +52,8 @@ class Run:
         position: the current step's place in the timetable.
         time: the scheduler's coordinate there.
         step: what policies are told of it.
+        predictor: the method's, on this run's timetable.
+        awaiting: told the guided prediction of the step that is being made, once.
     """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
@@ -63,6 +66,8 @@ class Run:
         self.total: int | None = None
         self.opening: float | None = None
         self._enter(0)
+        self.predictor = method.predictor
+        self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
         self.lanes = Lanes(method.predictor.anchors)
         self.stages: dict[int, Stage] = {}
@@ -121,6 +126,7 @@ class Run:
             distance = [abs(t - float(timestep)) for t in self.timesteps]
             self.begin = distance.index(min(distance))
         self.total = total or len(self.timesteps) - self.begin
+        self.predictor = self.predictor.over(tuple(self.timesteps[self.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.time)
         guards = self.method.guards
@@ -239,6 +245,8 @@ class Run:
         guards = self.method.guards
         if self.full is None and guards.stochastic and not guards.force:
             self.full = stochastic_by_call(arguments)
+        while self.awaiting:
+            self.awaiting.pop()(prediction)
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)

@@ -21,14 +21,23 @@ class Attachment(ABC):
     def run(self, turn: Turn) -> Any:
         """Serves one denoiser call and returns what the denoiser would have returned."""
 
+    def plan(self, turn: Turn) -> None:
+        """Changes which rows of a call compute, before it is served."""
+
     def detach(self) -> None:
         """Leaves the denoiser as it was found."""
 
 
 class Site(ABC):
-    """Where in a denoiser work is avoided."""
+    """Where in a denoiser work is avoided.
+
+    Attributes:
+        provides: the evidence that a policy may read here.
+        keeps_differences: whether what is forecast are differences of guidance branches.
+    """
 
     provides: ClassVar[frozenset[type[Evidence]]]
+    keeps_differences: ClassVar[bool] = False
 
     @property
     def groups(self) -> tuple[str, ...]:

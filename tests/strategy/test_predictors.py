@@ -5,7 +5,15 @@ from math import comb, factorial
 import pytest
 import torch
 
-from diffcache.predictors import ChebyshevRidge, Hermite, Newton, Reuse, Taylor, adams_bashforth
+from diffcache.predictors import (
+    ChebyshevRidge,
+    FrequencySplit,
+    Hermite,
+    Newton,
+    Reuse,
+    Taylor,
+    adams_bashforth,
+)
 
 
 def uneven(rows: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,3 +167,25 @@ def test_growth_is_the_node_polynomial():
 def test_orders_out_of_range_are_refused(build):
     with pytest.raises(ValueError, match=r"order=\d.*try order=1"):
         build()
+
+
+def test_frequency_weights_grow_with_every_step_inside_their_range():
+    split = FrequencySplit(1.5, 2.0, low=(300, 800), high=(-1, 500)).over((900, 700, 500, 400, 0))
+    times = torch.tensor([[0.0], [2.0], [3.0]]).double()
+    weights = split.coefficients(times, torch.tensor([3.0, 4.0, 3.0]).double())
+    assert weights.tolist() == [[1.5**3, 2.0], [1.5, 4.0], [1.0, 1.0]]
+
+
+def test_low_and_high_frequencies_are_weighted_apart_and_row_by_row():
+    y, x = torch.meshgrid(torch.arange(10.0), torch.arange(16.0), indexing="ij")
+    smooth, rough = (2 * torch.pi * 2 * x / 16).cos() + 3, (2 * torch.pi * 3 * y / 10).sin()
+    value = (smooth + rough).expand(2, 5, 4, 10, 16)
+    found = FrequencySplit().predict([value], [[2.0, 1.0], [1.0, -1.0]])
+    torch.testing.assert_close(found[0], (2 * smooth + rough).expand(5, 4, 10, 16))
+    torch.testing.assert_close(found[1], (smooth - rough).expand(5, 4, 10, 16))
+
+
+def test_values_without_image_axes_are_repeated_in_new_memory():
+    tokens = torch.randn(2, 6, 8)
+    found = FrequencySplit().predict([tokens], [[2.0, 3.0]])
+    assert torch.equal(found, tokens) and found.data_ptr() != tokens.data_ptr()
