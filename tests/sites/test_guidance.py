@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import diffcache
+from diffcache import tiny
 from diffcache.methods import Method, find
 from diffcache.policies import Interval, Mask
 from diffcache.predictors import FrequencySplit, Newton
@@ -233,3 +234,32 @@ def test_impossible_compositions_are_refused():
         Method(site=Guidance())
     with pytest.raises(ValueError, match=r"low=\(1,\) is no pair"):
         find("fastercache").configured(low=(1,))
+
+
+def test_weighted_frequencies_beat_a_repeated_difference_on_a_trained_pipeline():
+    pipe = tiny.pipeline("unet")
+    pipe.set_progress_bar_config(disable=True)
+
+    def decibels(**options: Any) -> torch.Tensor:
+        pictures = []
+        for wrapped in (False, True):
+            if wrapped:
+                diffcache.wrap(pipe, "fastercache", **options)
+            pictures.append(
+                pipe(
+                    list(tiny.prompts[:2]),
+                    height=64,
+                    width=64,
+                    num_inference_steps=25,
+                    guidance_scale=3.0,
+                    generator=[torch.Generator().manual_seed(seed) for seed in range(2)],
+                    output_type="pt",
+                ).images
+            )
+        assert diffcache.report(pipe).compute_fraction == 0.74
+        diffcache.unwrap(pipe)
+        return -10 * (pictures[0] - pictures[1]).square().flatten(1).mean(1).log10()
+
+    published = decibels()
+    assert (published > 45).all()
+    assert (published > decibels(alpha_low=1.0, alpha_high=1.0)).all()
