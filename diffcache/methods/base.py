@@ -60,7 +60,8 @@ class Method:
     Raises:
         TypeError: a part is not of its kind.
         ValueError: `kind` is unknown, or the site cannot provide the evidence that the policy
-            reads, or has not the groups of modules that it decides on.
+            reads, has not the groups of modules that it decides on, or keeps nothing that the
+            predictor fits.
     """
 
     site: Site = field(default_factory=Output)
@@ -93,6 +94,12 @@ class Method:
                 f"{type(self.policy).__name__} reads {needed.__name__}, which "
                 f"{type(self.site).__name__} cannot provide; it provides {provided}. "
                 f"{_sites_with(needed)}"
+            )
+        if self.predictor.differences and not self.site.keeps_differences:
+            raise ValueError(
+                f"{type(self.predictor).__name__} forecasts differences of guidance branches, "
+                f"which {type(self.site).__name__} does not keep. Use site=Guidance(), or "
+                "predictor=Newton()"
             )
         if unknown := [g for g in self.policy.groups if g not in self.site.groups]:
             raise ValueError(

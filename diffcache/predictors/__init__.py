@@ -2,12 +2,14 @@
 
 from .base import Predictor
 from .chebyshev import ChebyshevRidge
+from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
 from .taylor import Hermite, Taylor
 
 __all__ = [
     "ChebyshevRidge",
+    "FrequencySplit",
     "Hermite",
     "Kriging",
     "Newton",

@@ -17,11 +17,13 @@ class Predictor(ABC):
 
     Attributes:
         anchors: how many computed values it reads at most.
-        coordinate: what `times` and `t` are: "noise", 1 − √(σ/α) scaled to rise from 0 to 1 over a
+        coordinate: what `times` and `t` are: "noise", 1 − ∛(σ/α) scaled to rise from 0 to 1 over a
             run, or "step", the index of the step.
+        differences: whether it only fits differences of guidance branches.
     """
 
     coordinate: ClassVar[Literal["noise", "step"]] = "noise"
+    differences: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -38,6 +40,10 @@ class Predictor(ABC):
 
         `t` is `[rows]`. K may be less than `anchors` early in a run; times of a row differ.
         """
+
+    def over(self, timesteps: tuple[float, ...]) -> Predictor:
+        """The predictor for a run with these timesteps, one a step; most do not look at them."""
+        return self
 
     def growth(self, times: Tensor, t: Tensor) -> Tensor:
         """Modelled growth `[rows]` of the forecast's error: ∏ |t − t_k| over its anchors.

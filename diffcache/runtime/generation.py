@@ -106,6 +106,7 @@ class Generation:
         return self._plainly(invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
+        attachment.plan(turn)
         turn.proven = not unchecked(attachment, turn, self.checked)
         if turn.proven:
             output = attachment.run(turn)
@@ -149,7 +150,7 @@ class Generation:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
-        if run.index and not lane.histories and not run.full:
+        if run.index and not (lane.histories or lane.memory) and not run.full:
             self.report.note(
                 "a call after the first step continued no earlier one (other conditioning, shape "
                 "or denoiser, or an output without a batch axis) and was computed"

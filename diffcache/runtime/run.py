@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -50,6 +51,8 @@ class Run:
         index: steps made, which is the current step's number.
         time: the coordinate of its noise.
         step: what policies are told of it.
+        predictor: the method's, on this run's timetable.
+        awaiting: told the guided prediction of the step that is being made, once.
     """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
@@ -58,6 +61,8 @@ class Run:
         self.timetable = Timetable(scheduler)
         self.opening: float | None = None
         self._enter(0)
+        self.predictor = method.predictor
+        self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
         self.lanes = Lanes(method.predictor.anchors)
         self.stages: dict[int, Stage] = {}
@@ -108,8 +113,9 @@ class Run:
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
-        guards = self.method.guards
-        self.timetable.locate(timestep, total, guards)
+        guards, timetable = self.method.guards, self.timetable
+        timetable.locate(timestep, total, guards)
+        self.predictor = self.predictor.over(tuple(timetable.timesteps[timetable.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
@@ -239,6 +245,8 @@ class Run:
         guards = self.method.guards
         if self.full is None and guards.stochastic and not guards.force:
             self.full = stochastic_by_call(arguments)
+        while self.awaiting:
+            self.awaiting.pop()(prediction)
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import exp, floor, log, sqrt
+from math import exp, floor, log
 from statistics import median
 from typing import Any
 
@@ -76,19 +76,19 @@ def noise(scheduler: Any, times: list[float]) -> list[float]:
 def coordinates(levels: list[float], flow: bool) -> list[float]:
     """The coordinate in which predictions change evenly, for each `noise` level.
 
-    It is 1 − √(σ/α), scaled such that a run rises from 0 to 1 at the clean sample. Where noise
+    It is 1 − ∛(σ/α), scaled such that a run rises from 0 to 1 at the clean sample. Where noise
     drowns the signal, predictions hardly change: beyond `_DROWNED` the root goes over into its
     logarithm, and what lies there has negative coordinates.
     """
     roots = [_root(level / max(1 - level, 1e-3) if flow else level) for level in levels]
-    unit = min(max(roots, default=0.0), sqrt(_DROWNED)) or 1.0
+    unit = min(max(roots, default=0.0), _root(_DROWNED)) or 1.0
     return [1 - root / unit for root in roots]
 
 
 def _root(ratio: float) -> float:
     if ratio <= _DROWNED:
-        return sqrt(max(ratio, 0.0))
-    return sqrt(_DROWNED) * (1 + log(ratio / _DROWNED) / 2)
+        return max(ratio, 0.0) ** (1 / 3)
+    return _root(_DROWNED) * (1 + log(ratio / _DROWNED) / 3)
 
 
 def weights(levels: list[float], flow: bool) -> list[float]:

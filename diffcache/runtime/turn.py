@@ -190,13 +190,15 @@ class Turn:
         if (recorder := recording.get()) is not None:
             recorder.take(self.lane, key, values, self.run.index, group)
 
-    def can_forecast(self, key: Hashable) -> bool:
-        """Whether every row has a value stored under `key`."""
+    def can_forecast(self, key: Hashable, rows: int | None = None) -> bool:
+        """Whether every row has a value stored under `key`, which has as many `rows` as the call,
+        if not others."""
         history = self.lane.histories.get(key)
-        return history is not None and history.rows == self.rows and history.depth > 0
+        wanted = self.rows if rows is None else rows
+        return history is not None and history.rows == wanted and history.depth > 0
 
     def forecast(self, key: Hashable) -> list[Tensor]:
         """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
-        predictor = self.run.method.predictor
+        predictor = self.run.predictor
         now = self.run.time if predictor.coordinate == "noise" else float(self.run.index)
         return self.lane.history(key).forecast(predictor, now)

@@ -21,6 +21,9 @@ class Attachment(ABC):
     def run(self, turn: Turn) -> Any:
         """Serves one denoiser call and returns what the denoiser would have returned."""
 
+    def plan(self, turn: Turn) -> None:
+        """Changes which rows of a call compute, before it is served."""
+
     def detach(self) -> None:
         """Leaves the denoiser as it was found."""
 
@@ -31,10 +34,12 @@ class Site(ABC):
     Attributes:
         whole: whether a call that computes no row runs nothing of the denoiser, so that what helps
             it need not run either.
+        keeps_differences: whether what is forecast are differences of guidance branches.
     """
 
     provides: ClassVar[frozenset[type[Evidence]]]
     whole: ClassVar[bool] = False
+    keeps_differences: ClassVar[bool] = False
 
     @property
     def groups(self) -> tuple[str, ...]:

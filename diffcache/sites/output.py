@@ -49,7 +49,8 @@ class OutputAttachment(Attachment):
             turn.compute_all()
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)
-            self._remember(turn, output)
+            if leaves := self._leaves(turn, output):
+                turn.remember("output", self._shifted(turn, leaves, -1))
             return output
         forecast = self._shifted(turn, turn.forecast("output"), 1)
         if turn.none:
@@ -78,11 +79,15 @@ class OutputAttachment(Attachment):
             for leaf in leaves
         ]
 
-    def _remember(self, turn: Turn, output: Any) -> None:
+    def _leaves(self, turn: Turn, output: Any) -> list[Tensor]:
+        """The tensors `[rows, ...]` of a full output, whose structure is kept for `_fill`.
+
+        None of them where one has no batch axis: rows could not be told apart.
+        """
         leaves = by_rows(output, turn.listed)
-        # An output with a tensor that has no batch axis cannot be told row from row.
-        if leaves and all(leaf.ndim and leaf.shape[0] == turn.rows for leaf in leaves):
-            turn.remember("output", self._shifted(turn, leaves, -1))
-            # Calls of one lane agree in `return_dict` and all else that shapes the output.
-            if "structure" not in turn.lane.memory:
-                turn.lane.memory["structure"] = Structure(output)
+        if not all(leaf.ndim and leaf.shape[0] == turn.rows for leaf in leaves):
+            return []
+        # Calls of one lane agree in `return_dict` and all else that shapes the output.
+        if leaves and "structure" not in turn.lane.memory:
+            turn.lane.memory["structure"] = Structure(output)
+        return leaves

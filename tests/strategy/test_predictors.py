@@ -7,6 +7,7 @@ import torch
 
 from diffcache.predictors import (
     ChebyshevRidge,
+    FrequencySplit,
     Hermite,
     Kriging,
     Newton,
@@ -225,3 +226,25 @@ def test_kriging_does_not_amplify_the_rounding_of_anchors_close_to_each_other():
     times = torch.tensor([[0.002, 0.001, 0.0]]).double()
     weights = Kriging(3).coefficients(times, torch.tensor([0.004]).double())
     assert weights.abs().sum() < Newton(2).coefficients(times, torch.tensor([0.004])).abs().sum()
+
+
+def test_frequency_weights_grow_with_every_step_inside_their_range():
+    split = FrequencySplit(1.5, 2.0, low=(300, 800), high=(-1, 500)).over((900, 700, 500, 400, 0))
+    times = torch.tensor([[0.0], [2.0], [3.0]]).double()
+    weights = split.coefficients(times, torch.tensor([3.0, 4.0, 3.0]).double())
+    assert weights.tolist() == [[1.5**3, 2.0], [1.5, 4.0], [1.0, 1.0]]
+
+
+def test_low_and_high_frequencies_are_weighted_apart_and_row_by_row():
+    y, x = torch.meshgrid(torch.arange(10.0), torch.arange(16.0), indexing="ij")
+    smooth, rough = (2 * torch.pi * 2 * x / 16).cos() + 3, (2 * torch.pi * 3 * y / 10).sin()
+    value = (smooth + rough).expand(2, 5, 4, 10, 16)
+    found = FrequencySplit().predict([value], [[2.0, 1.0], [1.0, -1.0]])
+    torch.testing.assert_close(found[0], (2 * smooth + rough).expand(5, 4, 10, 16))
+    torch.testing.assert_close(found[1], (smooth - rough).expand(5, 4, 10, 16))
+
+
+def test_values_without_image_axes_are_repeated_in_new_memory():
+    tokens = torch.randn(2, 6, 8)
+    found = FrequencySplit().predict([tokens], [[2.0, 3.0]])
+    assert torch.equal(found, tokens) and found.data_ptr() != tokens.data_ptr()
