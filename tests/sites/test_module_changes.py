@@ -142,7 +142,7 @@ def test_weights_that_change_start_the_warmup_afresh(dit, generate, decisions):
 
 
 def test_samples_that_are_coupled_decide_together(dit, generate, decisions, monkeypatch):
-    monkeypatch.setattr("diffcache.runtime.generation._agree", lambda *_: False)
+    monkeypatch.setattr("diffcache.runtime.checking._agree", lambda *_: False)
     diffcache.wrap(dit, "foresight", **OPTIONS)
     for _ in range(2):
         generate(dit, 3, 24)
