@@ -29,6 +29,7 @@ LAYERS = {
         "diffcache.comparing",
         "diffcache.comparison",
         "diffcache.demo",
+        "diffcache.measuring",
         "diffcache.metrics",
         "diffcache.plots",
         "diffcache.refining",
