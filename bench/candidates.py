@@ -55,7 +55,8 @@ def _grid(**axes: tuple) -> list[dict[str, Any]]:
 
 
 METHODS: dict[str, list[dict[str, Any]]] = {
-    "adaptive": _grid(tolerance=(0.007, 0.015, 0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92, 3.84)),
+    "adaptive": _grid(tolerance=(0.007, 0.015, 0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92, 3.84))
+    + _grid(compute=(0.25, 0.35, 0.5, 0.65)),
     "abcache": _grid(every=(2, 3, 4, 5)),
     "adaptivediffusion": _grid(threshold=(0.003, 0.01, 0.03, 0.1)),
     "dbcache": _grid(threshold=(0.04, 0.08, 0.16, 0.32), head=(1,), protect=((8, 0), (3, 0))),
@@ -101,9 +102,11 @@ BATCH_WIDE = {"adaptivediffusion", "DBCache", "DBCache + TaylorSeer", "FirstBloc
 
 
 def label(options: Mapping[str, Any]) -> float | str:
-    """A setting's name: the one value, or names and values of several."""
-    if len(options) == 1 and isinstance(value := next(iter(options.values())), (int, float)):
-        return value
+    """A setting's name: the one value of a method's own knob, or names and values."""
+    if len(options) == 1 and "compute" not in options:
+        (value,) = options.values()
+        if isinstance(value, (int, float)):
+            return value
     return " ".join(f"{name}={value}" for name, value in options.items()) or "default"
 
 

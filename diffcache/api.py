@@ -15,10 +15,11 @@ from torch import nn
 from .calibration import Calibration, fitted
 from .methods import DEFAULT, Method, find, registry
 from .policies import Mask
+from .requesting import Request, requests
 from .runtime.guards import Guards
 from .runtime.report import Report
 from .sites.discovery import denoisers, foreign_cache, schedulers
-from .wrapping import ModelWrapping, PipelineWrapping, Request, requests, wrappings
+from .wrapping import ModelWrapping, PipelineWrapping, wrappings
 
 T = TypeVar("T")
 _disabled: WeakSet[Any] = WeakSet()
@@ -154,11 +155,16 @@ def restored(target: T) -> Iterator[T]:
 
 
 @contextmanager
-def request(**options: Any) -> Iterator[Request]:
+def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     """Options for the generations inside a `with` block, for each sample where a list is given.
 
     `request(tolerance=[0.04, 0.16, None])` gives each of three samples its own tolerance; None
     computes all of that sample. The block's `run.report` is the newest generation's.
+
+    With `keep_prefix=True`, `run.refine()` makes a pipeline's draft exact, computing again nothing
+    that was computed before its first skip. Until `run` is let go this holds the call's arguments
+    and a copy of every denoiser output up to there (`run.report.prefix_bytes`), at most
+    `max_cache_bytes`; a step then also takes checksums of what the denoiser is given.
 
     Raises:
         ValueError: no method has such an option, or (at the generation) the wrapped one has not.
@@ -169,7 +175,7 @@ def request(**options: Any) -> Iterator[Request]:
             f"no method has an option {', '.join(map(repr, unknown))}; "
             f"known options: {', '.join(sorted(known))}"
         )
-    token = requests.set(Request(options))
+    token = requests.set(Request(options, keep_prefix))
     try:
         yield requests.get()
     finally:

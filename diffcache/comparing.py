@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
-from . import metrics
 from .api import unwrap, wrapped
-from .comparison import Comparison, Row
-from .methods import Method
-from .runtime.report import Report
-from .trial import Run, Trial
+from .comparison import Comparison
+from .measuring import Contender, Measuring
+from .methods import Method, find
+from .trial import Trial
 
-PLAIN = "plain"
-# The few_steps guard computes runs of up to 8 steps in full, which would leave kernels uncompiled.
-WARM_UP_STEPS = 12
-
-
-class _Contender(NamedTuple):
-    label: str
-    method: str | Method
-    options: dict[str, Any]
-
-
-class _Cost(NamedTuple):
-    """Of a picture, all steps computed: scheduler steps, and denoiser rows over those."""
-
-    steps: float
-    row_steps: float | None
-
-    def share(self, compute: float) -> dict[str, float | None]:
-        rows = None if self.row_steps is None else compute * self.row_steps
-        return {"steps": compute * self.steps, "row_steps": rows, "compute": compute}
+LADDERED = "adaptive"
+"""The method whose tolerance is recommended."""
+BESIDE = ("steps", "time", "noise")
 
 
 def compare(
@@ -46,6 +26,9 @@ def compare(
     seeds: Sequence[int] | None = None,
     *,
     batch_size: int = 4,
+    minutes: float | None = None,
+    beside: Sequence[str] | None = None,
+    psnr: float = 35.0,
     **call_kwargs: Any,
 ) -> Comparison:
     """Generates the same pictures plainly, with methods, and with as few steps as each computed.
@@ -62,17 +45,32 @@ def compare(
             of options; or a mapping of labels to such.
         seeds: one a picture, for a generator on the CPU; 0, 1, 2, … if None.
         batch_size: pictures a call.
+        minutes: wall time to spend. The first batch's time tells how many prompts fit; settings,
+            baselines and methods that do not are named in the notes. The first batch, and the
+            first method on it, run in any case. With `minutes`, and "adaptive" without a setting
+            among the methods, other tolerances are tried too and one is recommended.
+        beside: what is measured beside the methods: "steps", as many plain steps as each
+            computed; "time", as many as take its time; "noise", a run as legitimate as the plain
+            one (pictures one by one, or in bf16 where they are so already), whose PSNR is a floor
+            of noise that nothing needs to be better than. All with `minutes`, "steps" otherwise.
+        psnr: what the 5th percentile shall be at least, in dB, with the recommended tolerance.
         call_kwargs: what else each call is given, for example `num_inference_steps=28`.
 
     Returns:
         The rows of a table: it prints, has `.markdown()`, and writes files with `.save("out/")`.
 
     Raises:
-        ValueError: no prompts, another number of seeds, an unknown method, option or argument;
-            nothing has run then.
+        ValueError: no prompts, another number of seeds, an unknown method, option or argument, no
+            minutes; nothing has run then.
         TypeError: `pipe` is not a pipeline.
     """
     contenders = _contenders(methods)
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes={minutes!r} leaves no time; try minutes=10")
+    if beside is None:
+        beside = BESIDE if minutes is not None else BESIDE[:1]
+    if isinstance(beside, str) or set(beside) - set(BESIDE):
+        raise ValueError(f"beside={beside!r} is not of {BESIDE}; try beside=('steps', 'noise')")
     if os.environ.get("DIFFCACHE_DISABLE") == "1":
         raise ValueError("DIFFCACHE_DISABLE=1 leaves nothing to compare; unset it first")
     if isinstance(pipe, torch.nn.Module):
@@ -87,105 +85,47 @@ def compare(
         for contender in contenders:
             with wrapped(pipe, contender.method, **contender.options):
                 pass
-        return _compared(trial, contenders)
+        return _compared(trial, contenders, beside, minutes, psnr)
 
 
-def _compared(trial: Trial, contenders: list[_Contender]) -> Comparison:
-    trial.warm_up(3)
-    plain = trial.run(PLAIN)
-    scale = _Scale(plain.pictures)
-    rows: list[Row] = []
-    notes = scale.notes()
-    tried = {trial.steps}
-    for label, method, options in contenders:
-        with wrapped(trial.pipe, method, **options):
-            trial.warm_up(WARM_UP_STEPS)
-            run = trial.run(label, reporting=True)
-        cost, compute = _accounts(run.reports, trial)
-        if not rows:
-            rows.append(
-                Row(PLAIN, seconds=plain.seconds, pictures=scale.of(plain), **cost.share(1))
+def _compared(
+    trial: Trial,
+    contenders: list[Contender],
+    beside: Sequence[str],
+    minutes: float | None,
+    psnr: float,
+) -> Comparison:
+    measuring = Measuring(trial, beside, minutes)
+    measuring.plain(len(contenders))
+    laddered = recommended = floor = None
+    for contender in contenders:
+        row = measuring.method(contender)
+        if row is None:
+            continue
+        if contender.method == LADDERED and not contender.options:
+            laddered = measuring.rows.index(row)
+        measuring.baselines(row)
+        if contender is contenders[0] and "noise" in beside:
+            floor = measuring.floor()
+            laddered = None if laddered is None else laddered + (floor is not None)
+    if minutes is not None and laddered is not None:
+        default = find(LADDERED).options()["tolerance"]
+        recommended = measuring.ladder(measuring.rows[laddered], LADDERED, default, psnr)
+        if recommended is None:
+            measuring.notes.append(
+                f"no tolerance that was tried keeps the 5th percentile at {psnr:g} dB or more"
             )
-        reference = rows[0].pictures
-        fewer = max(1, round(compute * trial.steps)) if trial.steps else None
-        steps_label = None if fewer == trial.steps else f"{fewer} steps"
-        books = {
-            **cost.share(compute),
-            "mask": _joined([report.mask for report in run.reports], len(trial.entries)),
-            "reports": run.reports,
-            "fewer": steps_label,
-        }
-        rows.append(_row(label, run, scale.of(run), reference, books))
-        notes += _notes(label, run.reports)
-        if fewer not in tried:
-            tried.add(fewer)
-            run = trial.run(steps_label, num_inference_steps=fewer)
-            books = cost.share(fewer / trial.steps)
-            rows.append(_row(steps_label, run, scale.of(run), reference, books))
+    notes = measuring.notes
     if trial.steps is None:
         notes.append("not compared with fewer steps: the call is not given a number of steps")
-    return Comparison(rows, trial.names, trial.seeds, trial.setting(), notes)
+    if measuring.left_out:
+        labels = ", ".join(dict.fromkeys(measuring.left_out))
+        notes.append(f"left out, as {minutes:g} minutes were over: {labels}")
+    rows, setting = measuring.rows, trial.setting()
+    return Comparison(rows, trial.names, trial.seeds, setting, notes, floor, recommended)
 
 
-def _row(
-    label: str, run: Run, pictures: np.ndarray, reference: np.ndarray, books: dict[str, Any]
-) -> Row:
-    return Row(
-        label,
-        seconds=run.seconds,
-        pictures=pictures,
-        psnr=metrics.psnr(reference, pictures),
-        mean_error_psnr=metrics.mean_error_psnr(reference, pictures),
-        ssim=metrics.ssim(reference, pictures),
-        **books,
-    )
-
-
-def _notes(label: str, reports: list[Report]) -> list[str]:
-    counts = Counter(note for report in reports for note in report.notes)
-    return [
-        f"{label}: {note}"
-        + (f" ({count} of {len(reports)} batches)" if count < len(reports) else "")
-        for note, count in counts.items()
-    ]
-
-
-class _Scale:
-    """Brings values to [0, 1] by the plain results' range, if they do not lie there already."""
-
-    def __init__(self, plain: np.ndarray) -> None:
-        finite = plain[np.isfinite(plain)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        fits = low >= -0.01 and high <= 1.01
-        self.low, self.high = (0.0, 1.0) if fits else (low, max(high, low + 1e-12))
-
-    def of(self, run: Run) -> np.ndarray:
-        return (run.pictures - self.low) / (self.high - self.low)
-
-    def notes(self) -> list[str]:
-        if (self.low, self.high) == (0.0, 1.0):
-            return []
-        return [f"values of {self.low:.3g} to {self.high:.3g} are scaled to 0 to 1 for PSNR"]
-
-
-def _accounts(reports: list[Report], trial: Trial) -> tuple[_Cost, float]:
-    """What a plain picture costs, and the share of it that was computed."""
-    total = sum(report.total for report in reports)
-    # A generation that gave up on its caches may report no steps.
-    steps = max(report.steps for report in reports) or trial.steps or 1
-    if not total:
-        return _Cost(steps, None), 1.0
-    return _Cost(steps, total / len(trial.entries)), sum(r.computed for r in reports) / total
-
-
-def _joined(masks: list[torch.Tensor], count: int) -> np.ndarray | None:
-    """Masks of batches as one `[steps, count]`; None where steps or samples do not fit."""
-    if len({len(mask) for mask in masks}) != 1 or sum(m.shape[1] for m in masks) != count:
-        return None
-    return torch.cat(masks, dim=1).numpy()
-
-
-def _contenders(methods: Any) -> list[_Contender]:
+def _contenders(methods: Any) -> list[Contender]:
     if isinstance(methods, (str, Method)):
         methods = [methods]
     if not methods:
@@ -193,7 +133,7 @@ def _contenders(methods: Any) -> list[_Contender]:
             f"methods={methods!r} is empty; call compare(pipe, prompts, methods=['adaptive'])"
         )
     if isinstance(methods, Mapping):
-        return [_Contender(str(label), *_with_options(m)) for label, m in methods.items()]
+        return [Contender(str(label), *_with_options(m)) for label, m in methods.items()]
     found = [_contender(method) for method in methods]
     names = [contender.label for contender in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -204,10 +144,10 @@ def _contenders(methods: Any) -> list[_Contender]:
     return found
 
 
-def _contender(entry: Any) -> _Contender:
+def _contender(entry: Any) -> Contender:
     method, options = _with_options(entry)
     name = method.name if isinstance(method, Method) else str(method)
-    return _Contender(" ".join([name, *(f"{k}={v}" for k, v in options.items())]), method, options)
+    return Contender(" ".join([name, *(f"{k}={v}" for k, v in options.items())]), method, options)
 
 
 def _with_options(entry: Any) -> tuple[str | Method, dict[str, Any]]:

@@ -52,6 +52,7 @@ class Row:
         mask: `[steps, N]` bool, True where a step was computed; None where steps are unknown.
         reports: one report a batch; none but for methods.
         fewer: label of the row with as many plain steps as the method computed, if that is fewer.
+        as_fast: label of the row with as many plain steps as take its time, if that is fewer.
     """
 
     label: str
@@ -66,6 +67,7 @@ class Row:
     mask: np.ndarray | None = None
     reports: list[Report] = field(default_factory=list)
     fewer: str | None = None
+    as_fast: str | None = None
 
     def worst(self, count: int = 3) -> list[int]:
         """Indices of the pictures with the lowest PSNR, the lowest first."""
@@ -87,6 +89,8 @@ class Comparison:
         seeds: the seed of every picture's generator.
         setting: pipeline, scheduler, steps, batch size, device and dtype.
         notes: what the reports and the comparison have to say.
+        floor: label of the row of another run as legitimate as the plain one, if there is one.
+        recommended: the largest tolerance tried that was good enough, with its figures, if tried.
     """
 
     rows: list[Row]
@@ -94,6 +98,8 @@ class Comparison:
     seeds: list[int]
     setting: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    floor: str | None = None
+    recommended: dict[str, Any] | None = None
     # Fixed at the start, because the files may be written much later.
     date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds"))
 
@@ -157,7 +163,25 @@ class Comparison:
             )
             for row in self.methods
         ]
-        return worst + [f"note: {note}" for note in self.notes]
+        return [*worst, *self._verdicts(), *(f"note: {note}" for note in self.notes)]
+
+    def _verdicts(self) -> list[str]:
+        """What the rows mean for a user, in words."""
+        found = []
+        for row in self.methods:
+            for label, equal in ((row.fewer, "compute"), (row.as_fast, "time")):
+                if label is not None:
+                    gain = row.psnr.mean() - self[label].psnr.mean()
+                    found.append(f"{row.label}: {gain:+.1f} dB over {label}, at equal {equal}")
+        if self.floor is not None:
+            level = self[self.floor].psnr.mean()
+            found.append(f"noise floor: {level:.1f} dB ({self.floor}); more is worth nothing")
+        if self.recommended is not None:
+            found.append(
+                "recommended: tolerance={tolerance:g} ({psnr:.1f} dB, p5 {psnr_p5:.1f}, "
+                "{compute:.0%} of the compute, {speed_up:.2f}×)".format(**self.recommended)
+            )
+        return found
 
     def __str__(self) -> str:
         table = [HEADER, *self._cells]
@@ -188,6 +212,8 @@ class Comparison:
             "seeds": self.seeds,
             "rows": [_row_dict(row) for row in self.rows],
             "notes": self.notes,
+            "floor": self.floor,
+            "recommended": self.recommended,
         }
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -258,7 +284,8 @@ def _row_dict(row: Row) -> dict[str, Any]:
     if row.mask is not None:
         timelines = ["".join("█" if done else "·" for done in column) for column in row.mask.T]
     calls = sum(report.calls for report in row.reports) if row.reports else None
-    return {"label": row.label, **numbers, **per_picture, "calls": calls, "timelines": timelines}
+    more = {"fewer": row.fewer, "as_fast": row.as_fast, "calls": calls, "timelines": timelines}
+    return {"label": row.label, **numbers, **per_picture, **more}
 
 
 def _finite(value: float | None) -> float | None:

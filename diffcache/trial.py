@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -116,19 +116,43 @@ class Trial:
         with _progress(self.pipe, disable=True):
             self._call(range(min(self.batch_size, len(self.entries))), fewer)
 
-    def run(self, label: str, *, reporting: bool = False, **more: Any) -> Run:
-        """Generates all pictures; `more` replaces arguments of the call."""
+    def keep(self, count: int) -> None:
+        """Leaves all but the first `count` pictures out from now on."""
+        del self.entries[count:], self.seeds[count:], self.names[count:]
+
+    def run(
+        self,
+        label: str,
+        *,
+        reporting: bool = False,
+        batch_size: int | None = None,
+        until: float | None = None,
+        after_first: Callable[[float], None] | None = None,
+        **more: Any,
+    ) -> Run:
+        """Generates all pictures; `more` replaces arguments of the call.
+
+        No batch but the first is begun later than `until`, on the clock of `time.perf_counter`.
+        `after_first` is told the seconds that the first batch took.
+        """
         pictures, seconds, reports = [], [], []
-        starts = range(0, len(self.entries), self.batch_size)
-        for number, start in enumerate(starts):
-            indices = range(start, min(start + self.batch_size, len(self.entries)))
-            with _progress(self.pipe, desc=f"{label}, batch {number + 1} of {len(starts)}"):
+        size, start = batch_size or self.batch_size, 0
+        while start < len(self.entries):
+            if start and until is not None and time.perf_counter() > until:
+                break
+            indices = range(start, min(start + size, len(self.entries)))
+            of = -(-len(self.entries) // size)
+            with _progress(self.pipe, desc=f"{label}, batch {start // size + 1} of {of}"):
                 began = time.perf_counter()
                 output = self._call(indices, more)
-                seconds.append((time.perf_counter() - began) / len(indices))
+                elapsed = time.perf_counter() - began
+            seconds.append(elapsed / len(indices))
             pictures.append(metrics.as_floats(output[0]).astype(np.float32))
             if reporting:
                 reports.append(report(self.pipe))
+            if start == 0 and after_first is not None:
+                after_first(elapsed)
+            start += size
         return Run(np.concatenate(pictures), statistics.median(seconds), reports)
 
     def _call(self, indices: range, more: dict[str, Any]) -> Any:

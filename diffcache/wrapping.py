@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -13,6 +12,8 @@ from torch import nn
 
 from .calibration import Calibration
 from .methods import Method
+from .refining import Draft
+from .requesting import requests
 from .runtime import clock
 from .runtime.disguise import base_of, disguised
 from .runtime.generation import Generation, current, timestep_of
@@ -23,32 +24,8 @@ from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers,
 from .sites.helpers import helpers, on_demand
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
-requests: ContextVar[Request | None] = ContextVar("diffcache_request", default=None)
 
 _CALLBACKS = {"callback_on_step_end", "callback"}
-
-
-class Request:
-    """Options of the generations inside a `with diffcache.request(...)`, and their reports.
-
-    Attributes:
-        options: what overrides the method's own options.
-        reports: one `Report` a generation, in order.
-    """
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self.reports: list[Report] = []
-
-    @property
-    def report(self) -> Report:
-        """The newest report."""
-        if not self.reports:
-            raise RuntimeError(
-                "no generation has run inside this request; call the wrapped pipeline inside the "
-                "with block, then read .report"
-            )
-        return self.reports[-1]
 
 
 def requested(method: Method) -> Method:
@@ -75,9 +52,13 @@ def cautious(
 
 
 def _attach(
-    stack: ExitStack, generation: Generation, method: Method, modules: Iterable[nn.Module]
+    stack: ExitStack,
+    generation: Generation,
+    method: Method,
+    modules: dict[str, nn.Module],
+    draft: Draft | None = None,
 ) -> None:
-    for module in modules:
+    for name, module in modules.items():
         if (other := foreign_cache(module)) is not None:
             generation.report.note(f"computed in full: another cache is active: {other}")
             continue
@@ -85,7 +66,10 @@ def _attach(
         stack.callback(attachment.detach)
         gate.open_gate(module)
         stack.callback(gate.close_gate, module)
-        generation.handlers[id(module)] = _handler(generation, attachment, module)
+        serve = _handler(generation, attachment, module)
+        if draft is not None:
+            serve = draft.keeping(name, generation.report, serve)
+        generation.handlers[id(module)] = serve
 
 
 def _help_on_demand(stack: ExitStack, generation: Generation, modules: Iterable[nn.Module]) -> None:
@@ -126,7 +110,8 @@ class PipelineWrapping:
 
     def generate(self, pipe: Any, call: partial) -> Any:
         """Runs one pipeline call inside of a generation's scope."""
-        modules = tuple(denoisers(pipe).values())
+        named = denoisers(pipe)
+        modules = tuple(named.values())
         steps = call.keywords.get("num_inference_steps")
         method, note = cautious(requested(self.method), self.calibration, modules, steps)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
@@ -134,12 +119,15 @@ class PipelineWrapping:
         generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
         if note is not None:
             generation.report.note(note)
+        request = requests.get()
+        drafted = request is not None and request.keep_prefix
+        draft = Draft(pipe, call, method.guards.max_cache_bytes) if drafted else None
         with ExitStack() as stack:
-            stack.callback(self._finish, pipe, generation, stale)
+            stack.callback(self._finish, pipe, generation, stale, draft)
             for scheduler in schedulers(pipe):
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
-            _attach(stack, generation, method, modules)
+            _attach(stack, generation, method, named, draft)
             if method.site.whole and all(id(each) in generation.handlers for each in modules):
                 _help_on_demand(stack, generation, helpers(pipe))
             # Nobody but a callback has a chance to change a denoiser during the call.
@@ -149,12 +137,18 @@ class PipelineWrapping:
             stack.callback(current.reset, token)
             return call()
 
-    def _finish(self, pipe: Any, generation: Generation, stale: int | None) -> None:
+    def _finish(
+        self, pipe: Any, generation: Generation, stale: int | None, draft: Draft | None
+    ) -> None:
         if stale is not None:
             pipe.__dict__.setdefault("_num_timesteps", stale)
         self.report = generation.finish()
+        # The handlers and the generation hold each other, and through them a draft.
+        generation.handlers.clear()
+        if draft is not None:
+            self.report.prefix, self.report.prefix_bytes = draft.rows, draft.bytes
         if (request := requests.get()) is not None:
-            request.reports.append(self.report)
+            request.finished(self.report, draft)
 
 
 def _scoped(base: type) -> dict[str, Callable]:
@@ -264,7 +258,7 @@ class ModelWrapping:
         self._generation = Generation(method, self.checked, lambda: None)
         if note is not None:
             self._generation.report.note(note)
-        _attach(self._open, self._generation, method, [self._module()])
+        _attach(self._open, self._generation, method, {"": self._module()})
 
     def _end(self) -> None:
         if self._generation is not None:
@@ -272,4 +266,4 @@ class ModelWrapping:
             self.report = self._generation.finish()
             self._generation = None
             if (request := requests.get()) is not None:
-                request.reports.append(self.report)
+                request.finished(self.report)

@@ -83,7 +83,9 @@ def test_the_table_is_aligned(found: Comparison) -> None:
     expected += [f"{method.ssim.mean():.4f}", f"{method.psnr.min():.1f}", "(#1)"]
     assert table[2].split()[1:] == expected
     assert lines[6].startswith(f"every/2, worst: #1 {method.psnr[1]:.1f} dB, seed 3, 'a dog'; #2 ")
-    assert lines[7:] == ["note: every/2: a note"]
+    gained = method.psnr.mean() - found["6 steps"].psnr.mean()
+    assert lines[7] == f"every/2: {gained:+.1f} dB over 6 steps, at equal compute"
+    assert lines[8:] == ["note: every/2: a note"]
 
 
 def test_markdown_has_the_same_cells(found: Comparison) -> None:

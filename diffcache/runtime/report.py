@@ -38,6 +38,9 @@ class Report:
         mask: `[steps, samples]` bool, True = computed; `wrap(pipe, mask=report.mask)` replays it.
         trace: one `Event` a step.
         cache_bytes: most memory the caches held.
+        prefix: row-steps whose outputs were kept for `refine`; in the report of a refined
+            generation, those that were taken from there in place of being computed.
+        prefix_bytes: memory that they hold as long as the request does.
         seconds: wall time of the generation.
         notes: every time a cache was refused and why, and a warning when nothing was skipped.
     """
@@ -51,6 +54,8 @@ class Report:
     mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
     trace: list[Event] = field(default_factory=list)
     cache_bytes: int = 0
+    prefix: int = 0
+    prefix_bytes: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -86,6 +91,9 @@ class Report:
             f"  cache    {self.cache_bytes / 2**20:.2f} MiB",
             f"  seconds  {self.seconds:.2f}",
         ]
+        if self.prefix:
+            size = f"{self.prefix_bytes / 2**20:.2f} MiB"
+            lines.append(f"  prefix   {self.prefix} row-steps before the first skip, {size}")
         shown = min(self.mask.shape[1], 8)
         lines += [f"  sample {i} {self.timeline(i)}" for i in range(shown)]
         lines += [f"  note     {text}" for text in self.notes]

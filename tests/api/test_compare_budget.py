@@ -1,0 +1,134 @@
+"""Comparisons within minutes: noise floor, equal time, recommendation, what is left out."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffcache
+from diffcache import measuring, tiny
+from diffcache.comparison import Comparison
+from diffcache.methods import find
+from diffcache.metrics import psnr
+from diffcache.trial import Trial
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    pipe = tiny.pipeline("unet")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def compare(pipe: Any, count: int = 2, **options: Any) -> Comparison:
+    captions = [tiny.prompts[i % len(tiny.prompts)] for i in range(count)]
+    return diffcache.compare(pipe, captions, num_inference_steps=STEPS, **options)
+
+
+def p5(row: Any) -> float:
+    return float(np.percentile(row.psnr, 5))
+
+
+def test_minutes_recommend_a_tolerance(trained, tmp_path):
+    found = compare(trained, minutes=10, psnr=45)
+    tolerance = found.recommended["tolerance"]
+    row = found[found.recommended["label"]]
+    again = compare(trained, methods={"again": ("adaptive", {"tolerance": tolerance})})["again"]
+    np.testing.assert_array_equal(row.pictures, again.pictures)
+    assert p5(row) >= 45
+    assert found.recommended["psnr_p5"] == pytest.approx(p5(row))
+    assert found.recommended["compute"] == row.compute < 1
+    ladder = {"adaptive": find("adaptive").options()["tolerance"]} | {
+        each.label: float(each.label.partition("=")[2])
+        for each in found.methods
+        if "tolerance=" in each.label
+    }
+    assert len(ladder) > 1
+    passing = [value for label, value in ladder.items() if p5(found[label]) >= 45]
+    assert tolerance == max(passing)
+    assert f"recommended: tolerance={tolerance:g}" in str(found)
+    saved = json.loads(found.save(tmp_path)[1].read_text(encoding="utf-8"))
+    assert saved["recommended"] == found.recommended
+    assert saved["floor"] == found.floor == found.rows[1].label == "plain, one by one"
+
+
+def test_no_tolerance_may_be_good_enough(trained):
+    found = compare(trained, minutes=10, psnr=61, beside=())
+    assert found.recommended is None
+    assert [row.label for row in found.rows][:2] == ["plain", "adaptive"]
+    assert len(found.rows) == 1 + measuring.RUNGS
+    assert any("no tolerance that was tried keeps" in note for note in found.notes)
+
+
+def test_the_floor_is_a_run_one_by_one(trained):
+    found = compare(trained, 3, methods=["interval"], batch_size=2, beside=("noise",))
+    alone = compare(trained, 3, methods=["interval"], batch_size=1, beside=())
+    assert [row.label for row in found.rows] == ["plain", "plain, one by one", "interval"]
+    floor = found[found.floor]
+    np.testing.assert_array_equal(floor.pictures, alone.plain.pictures)
+    np.testing.assert_array_equal(floor.psnr, psnr(found.plain.pictures, floor.pictures))
+    assert floor.compute == 1 and "noise floor: " in str(found)
+    assert found.recommended is None
+
+
+def test_the_floor_of_batches_of_one_is_another_precision(trained):
+    found = compare(trained, 1, methods=["interval"], beside=("noise",))
+    floor = found[found.floor]
+    assert floor.label == "plain, bf16 autocast"
+    assert 20 < floor.psnr[0] < 60
+    assert floor.pictures.dtype == found.plain.pictures.dtype and not torch.is_autocast_enabled()
+
+
+def test_half_precision_one_by_one_has_no_floor(unet):
+    unet.to(torch.bfloat16)
+    texts = torch.zeros(1, 7, 32, dtype=torch.bfloat16)
+    entry = {"prompt_embeds": texts, "negative_prompt_embeds": texts}
+    call = {"num_inference_steps": 12, "height": 16, "width": 16}
+    found = diffcache.compare(unet, [entry], ["interval"], beside=("noise",), **call)
+    assert found.floor is None
+    assert any("no noise floor in batches of one; try batch_size=2" in n for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [(1.0, 8), (1.5, 12), (2.0, None), (2.6, None), (0.1, 1)]
+)
+def test_as_many_steps_as_take_the_time(trained, monkeypatch, seconds, steps):
+    """A step takes 1/8 s and nothing else does, so that time tells the steps."""
+    plainly = Trial.run
+
+    def timed(self: Trial, label: str, **options: Any) -> Any:
+        run = plainly(self, label, **options)
+        count = options.get("num_inference_steps", STEPS)
+        return run._replace(seconds=seconds if label == "interval" else count / 8)
+
+    monkeypatch.setattr(Trial, "run", timed)
+    found = compare(trained, 1, methods=["interval"], beside=("steps", "time"))
+    row = found["interval"]
+    assert row.as_fast == (None if steps is None else f"{steps} steps")
+    assert row.fewer is not None
+    if steps is not None:
+        assert found[row.as_fast].steps == pytest.approx(steps)
+        assert "at equal time" in str(found) and "at equal compute" in str(found)
+
+
+def test_what_does_not_fit_is_left_out(trained):
+    found = compare(trained, 4, batch_size=2, methods=["adaptive", "interval"], minutes=0.001)
+    assert [row.label for row in found.rows] == ["plain", "adaptive"]
+    assert len(found.prompts) == len(found.seeds) == len(found.plain.pictures) == 2
+    assert "2 of 4 prompts fitted the time" in found.notes
+    (left,) = [note for note in found.notes if note.startswith("left out")]
+    for label in ("plain, one by one", "interval", "steps", "adaptive tolerance="):
+        assert label in left
+
+
+def test_bad_budgets_are_refused(trained):
+    with pytest.raises(ValueError, match=r"minutes=0 leaves no time; try minutes=10"):
+        compare(trained, minutes=0)
+    with pytest.raises(ValueError, match=r"beside='noise' is not of .*try beside="):
+        compare(trained, beside="noise")
+    with pytest.raises(ValueError, match=r"beside=\('nois',\) is not of"):
+        compare(trained, beside=("nois",))
