@@ -20,7 +20,7 @@ _EVERYTHING = Guards((sys.maxsize, 0), None, 0, False, True)
 def calibrate(
     pipe: Any,
     prompts: str | Sequence[str | Mapping[str, Any]],
-    method: str | Method,
+    method: str | Method = "calibrated",
     **pipe_kwargs: Any,
 ) -> Calibration:
     """Generates from `prompts` in full and measures what `method` needs.
@@ -47,7 +47,8 @@ def calibrate(
     modules = list(denoisers(pipe).values())
     for module in modules:
         composed.site.check(module)
-    recorder = Recorder()
+    plans = composed.policy.measured == "schedules"
+    recorder = Recorder(composed.predictor if plans else None)
     with restored(pipe):
         PipelineWrapping(composed.configured(guards=_EVERYTHING)).put_on(pipe)
         token = recording.set(recorder)
@@ -63,6 +64,7 @@ def calibrate(
             f"nothing could be measured in {len(entries)} generations of "
             f"{type(pipe).__name__}; calibrate before torch.compile, with at least one prompt"
         )
+    composed.policy.fit(statistics)
     simple = (bool, int, float, str)
     return Calibration(
         composed.name,

@@ -16,6 +16,7 @@ from diffcache.predictors import Predictor
 from .evidence import Collector, collector_for
 from .guards import Guards
 from .lanes import Lane, Lanes
+from .recorder import recording
 from .report import Event, Rule
 from .schedulers import stochastic_by_call, stochastic_by_kind
 from .timetable import Timetable
@@ -247,6 +248,8 @@ class Run:
             self.full = stochastic_by_call(arguments)
         while self.awaiting:
             self.awaiting.pop()(prediction)
+        if (recorder := recording.get()) is not None:
+            recorder.predicted(self.step.grid, self.index, prediction)
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)

@@ -1,0 +1,108 @@
+"""A share of the run as a target, a fixed size of the batch's part, and tolerances by name."""
+
+import random
+
+import pytest
+import torch
+
+from diffcache.policies import ErrorBudget, ForecastError, Grid, Step
+from diffcache.policies.budget import QUALITIES
+
+NAN = float("nan")
+
+
+def grid(steps: int, seed: int, protect: tuple[int, int] = (3, 1), cap: float = 8) -> Grid:
+    dice = random.Random(seed)
+    times = sorted(dice.random() for _ in range(steps))
+    weights = tuple(sorted((dice.random() * 10 + 0.2 for _ in range(steps)), reverse=True))
+    first, last = protect
+    return Grid(
+        tuple(times), weights, tuple(i < first or i >= steps - last for i in range(steps)), cap
+    )
+
+
+def played(policy: ErrorBudget, plan: Grid, rates: list[float], seed: int = 0) -> torch.Tensor:
+    """Mask `[steps, samples]` of a run whose errors grow with distance, at noisy rates."""
+    dice, steps = random.Random(seed), len(plan.times)
+    state, rows = policy.init(len(rates)), []
+    newest, skipped = [0] * len(rates), [0] * len(rates)
+    for i in range(steps):
+        step = Step(i, steps, plan.weights[i], grid=plan)
+        predicted = [
+            NAN if i < 2 else r * dice.uniform(0.3, 3) * (plan.times[i] - plan.times[k]) ** 1.5
+            for r, k in zip(rates, newest, strict=True)
+        ]
+        mask, state = policy.decide(step, ForecastError(torch.tensor(predicted).double()), state)
+        forced = torch.tensor([plan.protected[i] or n >= plan.cap for n in skipped])
+        mask = policy.fill(mask | forced, state)
+        state = policy.observe(step, torch.zeros(len(rates)).double(), mask, state)
+        rows.append(mask)
+        newest = [i if m else k for m, k in zip(mask.tolist(), newest, strict=True)]
+        skipped = [0 if m else n + 1 for m, n in zip(mask.tolist(), skipped, strict=True)]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("compute", [0.25, 0.35, 0.5, 0.65, 0.8, 1.0])
+@pytest.mark.parametrize("steps", [20, 28, 50])
+def test_a_share_of_the_run_is_met_by_every_sample(steps, compute, seed):
+    mask = played(ErrorBudget(compute=compute), grid(steps, seed), [1.0, 0.01, 300.0], seed)
+    assert mask.sum(0).tolist() == [round(compute * steps)] * 3
+
+
+def test_the_last_steps_are_not_starved():
+    mask = played(ErrorBudget(compute=0.4), grid(50, 1), [1.0], 1)
+    assert mask[25:49].sum() >= 3
+
+
+def test_errors_of_another_scale_make_no_difference():
+    plan = grid(28, 3)
+    masks = [played(ErrorBudget(compute=0.4), plan, [rate], 5) for rate in (1e-4, 1.0, 1e4)]
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[1], masks[2])
+
+
+def test_a_share_below_what_guards_compute_computes_no_more_than_they_do():
+    mask = played(ErrorBudget(compute=0.1), grid(20, 0, protect=(4, 2)), [1.0])
+    # Four and two protected steps, and the cap of eight skips in a row.
+    assert 6 <= int(mask.sum()) <= 7
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5])
+@pytest.mark.parametrize("options", [{"tolerance": 0.3}, {"compute": 0.5}])
+def test_the_denoiser_sees_no_third_batch_size(rows, options):
+    rates = [0.2, 1.0, 5.0, 0.1, 2.0, 0.7, 9.0, 0.4]
+    policy = ErrorBudget(compute_rows=rows, **options)
+    sizes = set(played(policy, grid(40, 2), rates, 1).sum(1).tolist())
+    assert sizes <= {0, rows, 8} and rows in sizes
+
+
+def test_the_part_is_filled_with_the_largest_errors():
+    policy = ErrorBudget(compute_rows=3)
+    spent = torch.tensor([0.1, 0.5, 0.3, 0.4, NAN]).double()
+    wanted = torch.tensor([False, False, True, False, False])
+    filled = policy.fill(wanted, {"spent": spent.nan_to_num(nan=0.0)})
+    assert filled.tolist() == [False, True, True, True, False]
+    assert policy.fill(torch.zeros(5, dtype=torch.bool), {"spent": spent}).tolist() == [False] * 5
+    assert policy.fill(torch.ones(5, dtype=torch.bool), {"spent": spent}).tolist() == [True] * 5
+
+
+def test_qualities_are_tolerances_by_name():
+    for name, tolerance in QUALITIES.items():
+        assert ErrorBudget(quality=name).init(2)["tolerance"].tolist() == [tolerance] * 2
+    assert QUALITIES["high"] < QUALITIES["balanced"] < QUALITIES["fast"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quality": "best"}, "high, balanced, fast"),
+        ({"compute": 0.0}, "try compute=0.5"),
+        ({"compute": 1.2}, "try compute=0.5"),
+        ({"compute_rows": 0}, "try compute_rows=4"),
+        ({"compute_rows": 1.5}, "try compute_rows=4"),
+        ({"compute": 0.5, "quality": "fast"}, "keep one"),
+    ],
+)
+def test_targets_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        ErrorBudget(**options)
