@@ -13,6 +13,7 @@ __all__ = [
     "Guards",
     "Method",
     "Report",
+    "Tuned",
     "__version__",
     "calibrate",
     "cite",
@@ -20,6 +21,7 @@ __all__ = [
     "methods",
     "report",
     "request",
+    "tune",
     "unwrap",
     "wrap",
     "wrapped",
@@ -32,4 +34,8 @@ def __getattr__(name: str):
         from .comparing import compare
 
         return compare
+    if name in ("tune", "Tuned"):
+        from . import tuning
+
+        return getattr(tuning, name)
     raise AttributeError(f"module 'diffcache' has no attribute {name!r}")

@@ -67,7 +67,7 @@ class Measuring:
 
         self._run = self.trial.run(PLAIN, after_first=plan)
         self._seconds = time.perf_counter() - began
-        self._scale = _Scale(self._run.pictures)
+        self._scale = Scale(self._run.pictures)
         self.notes = self._scale.notes()
         if len(self.trial.entries) < self._asked:
             self.notes.append(f"{len(self.trial.entries)} of {self._asked} prompts fitted the time")
@@ -87,7 +87,7 @@ class Measuring:
         with wrapped(self.trial.pipe, method, **options):
             self.trial.warm_up(WARM_UP_STEPS)
             run = self.trial.run(label, reporting=True)
-        cost, compute = _accounts(run.reports, self.trial)
+        cost, compute = accounts(run.reports, self.trial)
         if not self.rows:
             self._cost = cost
             pictures = self._scale.of(self._run)
@@ -230,7 +230,7 @@ def _notes(label: str, reports: list[Report]) -> list[str]:
     ]
 
 
-class _Cost(NamedTuple):
+class Cost(NamedTuple):
     """Of a picture, all steps computed: scheduler steps, and denoiser rows over those."""
 
     steps: float
@@ -242,7 +242,7 @@ class _Cost(NamedTuple):
         return {"steps": compute * self.steps, "row_steps": rows, "compute": compute}
 
 
-class _Scale:
+class Scale:
     """Brings values to [0, 1] by the plain results' range, if they do not lie there already."""
 
     def __init__(self, plain: np.ndarray) -> None:
@@ -260,14 +260,14 @@ class _Scale:
         return [f"values of {self.low:.3g} to {self.high:.3g} are scaled to 0 to 1 for PSNR"]
 
 
-def _accounts(reports: list[Report], trial: Trial) -> tuple[_Cost, float]:
+def accounts(reports: list[Report], trial: Trial) -> tuple[Cost, float]:
     """What a plain picture costs, and the share of it that was computed."""
     total = sum(report.total for report in reports)
     # A generation that gave up on its caches may report no steps.
     steps = max(report.steps for report in reports) or trial.steps or 1
     if not total:
-        return _Cost(steps, None), 1.0
-    return _Cost(steps, total / len(trial.entries)), sum(r.computed for r in reports) / total
+        return Cost(steps, None), 1.0
+    return Cost(steps, total / len(trial.entries)), sum(r.computed for r in reports) / total
 
 
 def _joined(masks: list[torch.Tensor], count: int) -> np.ndarray | None:

@@ -11,6 +11,10 @@ WINDOW = 11
 """Side of the window that SSIM weighs by a Gaussian, in pixels."""
 
 
+CAP = 60.0
+"""PSNR in dB of a picture at most: equal ones would be infinitely good."""
+
+
 def as_floats(samples: Any) -> np.ndarray:
     """Samples as float64 `[N, ...]`, on [0, 1] where they are pictures.
 
@@ -75,7 +79,7 @@ def _decibels(error: np.ndarray, cap: float) -> np.ndarray:
     return -10 * np.log10(np.maximum(error, 10 ** (-cap / 10)))
 
 
-def psnr(a: Any, b: Any, cap: float = 60.0) -> np.ndarray:
+def psnr(a: Any, b: Any, cap: float = CAP) -> np.ndarray:
     """Peak signal-to-noise ratio of every sample in dB, `[N]` float64.
 
     Args:
@@ -90,7 +94,7 @@ def psnr(a: Any, b: Any, cap: float = 60.0) -> np.ndarray:
     return _decibels(_squared_errors(a, b), cap)
 
 
-def mean_error_psnr(a: Any, b: Any, cap: float = 60.0) -> float:
+def mean_error_psnr(a: Any, b: Any, cap: float = CAP) -> float:
     """PSNR in dB of the squared error averaged over all samples; bad samples weigh more in it.
 
     Arguments and errors are those of `psnr`.

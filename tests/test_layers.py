@@ -37,6 +37,7 @@ LAYERS = {
         "diffcache.requesting",
         "diffcache.tiny",
         "diffcache.trial",
+        "diffcache.tuning",
         "diffcache.wrapping",
     ],
 }

@@ -1,0 +1,250 @@
+"""Finds the setting of `adaptive` that gives what is asked for, in a few runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import metrics
+from .api import unwrap, wrapped
+from .measuring import WARM_UP_STEPS, Scale, accounts
+from .trial import Run, Trial
+
+RUNS = 6
+"""Settings that a search tries, at most."""
+
+_START = 0.08
+# PSNR falls by about as much where the tolerance grows tenfold; only the first guesses use it.
+_DECIBELS_A_DECADE = 25.0
+_CLOSE = 1.12
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What a setting gave on some pictures.
+
+    Attributes:
+        pictures: how many.
+        compute: share of the row-steps that was computed.
+        speedup: wall time of the plain pipeline over that with the setting.
+        psnr: mean PSNR to the plain pictures, in dB, capped at 60 a picture.
+        psnr_p5, psnr_p50: percentiles over the pictures.
+        met: share of the pictures that meet what was asked for.
+    """
+
+    pictures: int
+    compute: float
+    speedup: float
+    psnr: float
+    psnr_p5: float
+    psnr_p50: float
+    met: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A setting, found on some prompts and confirmed on others.
+
+    Attributes:
+        options: what to pass on: `diffcache.wrap(pipe, **tuned.options)`.
+        asked: `{"psnr": …}` or `{"speedup": …}`.
+        searched: what was achieved on the prompts that it was found on.
+        confirmed: the same on the others; None where there were none.
+        tried: every setting that was tried, with its compute and the figure that was searched by.
+        setting: pipeline, scheduler, steps and call that this holds for.
+    """
+
+    options: dict[str, float]
+    asked: dict[str, float]
+    searched: Achieved
+    confirmed: Achieved | None
+    tried: list[dict[str, float]]
+    setting: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tuned:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            confirmed = found["confirmed"]
+            return cls(
+                **{
+                    **found,
+                    "searched": Achieved(**found["searched"]),
+                    "confirmed": None if confirmed is None else Achieved(**confirmed),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} holds no tuned setting; write one with "
+                "diffcache.tune(pipe, prompts, psnr=40).save(path)"
+            ) from error
+
+
+def tune(
+    pipe: Any,
+    prompts: Sequence[str | Mapping[str, Any]],
+    *,
+    psnr: float | None = None,
+    speedup: float | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 4,
+    **call_kwargs: Any,
+) -> Tuned:
+    """Searches the cheapest setting of `adaptive` that gives a PSNR, or the best at a speed.
+
+    Every second prompt is searched on, with at most `RUNS` settings and one plain run; the others
+    confirm the result. A pipeline that is wrapped, or not, is so again afterwards.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: one entry a picture, as for `diffcache.compare`; eight or more tell a 5th
+            percentile from a mean, and half of them are kept for confirming.
+        psnr: dB to the plain picture that 95 % of the pictures shall reach; a search on fewer than
+            twenty pictures asks it of all of them. Gives a `tolerance`.
+        speedup: wall time of the plain pipeline over that wanted. Gives a `compute`.
+        seeds: one a picture; 0, 1, 2, … if None.
+        batch_size: pictures a call.
+        call_kwargs: what else each call is given, for example `num_inference_steps=28`.
+
+    Returns:
+        The setting, with what it achieved and on what.
+
+    Raises:
+        ValueError: not exactly one of `psnr` and `speedup`, one out of range, or no setting that
+            was tried gives it.
+    """
+    if (psnr is None) == (speedup is None):
+        raise ValueError(
+            f"psnr={psnr!r} and speedup={speedup!r}: pass one of them, "
+            "for example diffcache.tune(pipe, prompts, psnr=40)"
+        )
+    if psnr is not None and not 0 < psnr < metrics.CAP:
+        raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
+    if speedup is not None and not speedup > 1:
+        raise ValueError(f"speedup={speedup!r} is not above 1; try speedup=2")
+    with wrapped(pipe):
+        unwrap(pipe)
+        search, others = _halves(pipe, prompts, seeds, batch_size, call_kwargs)
+        bench = _Bench(search, psnr, speedup)
+        options = bench.tolerance() if psnr is not None else bench.share()
+        confirmed = None if others is None else _Bench(others, psnr, speedup).measure(options)
+        asked = {"psnr": psnr} if psnr is not None else {"speedup": speedup}
+        searched = bench.measured[tuple(options.items())]
+        return Tuned(options, asked, searched, confirmed, bench.tried, search.setting())
+
+
+def _halves(
+    pipe: Any,
+    prompts: Sequence[str | Mapping[str, Any]],
+    seeds: Sequence[int] | None,
+    batch_size: int,
+    call_kwargs: dict[str, Any],
+) -> tuple[Trial, Trial | None]:
+    """Every second picture to search on, and the others."""
+    whole = Trial(pipe, prompts, seeds, batch_size, call_kwargs)
+
+    def half(first: int) -> Trial:
+        return Trial(pipe, whole.entries[first::2], whole.seeds[first::2], batch_size, call_kwargs)
+
+    return half(0), (half(1) if len(whole.entries) > 1 else None)
+
+
+class _Bench:
+    """Measures settings of `adaptive` on the pictures of a trial."""
+
+    def __init__(self, trial: Trial, psnr: float | None, speedup: float | None) -> None:
+        self.trial, self.psnr, self.speedup = trial, psnr, speedup
+        self.measured: dict[tuple, Achieved] = {}
+        self.tried: list[dict[str, float]] = []
+        trial.warm_up(3)
+        self._plain = trial.run("plain")
+        self._scale = Scale(self._plain.pictures)
+
+    def measure(self, options: dict[str, float]) -> Achieved:
+        """What these options achieve."""
+        label = " ".join(f"{name}={value:.4g}" for name, value in options.items())
+        with wrapped(self.trial.pipe, "adaptive", **options):
+            self.trial.warm_up(WARM_UP_STEPS)
+            run = self.trial.run(label, reporting=True)
+        found = self._achieved(run)
+        self.measured[tuple(options.items())] = found
+        figure = {"psnr_p5": found.psnr_p5} if self.psnr is not None else {"speedup": found.speedup}
+        self.tried.append({**options, "compute": found.compute, **figure})
+        return found
+
+    def _achieved(self, run: Run) -> Achieved:
+        decibels = metrics.psnr(self._scale.of(self._plain), self._scale.of(run))
+        faster = self._plain.seconds / run.seconds
+        met = np.mean(decibels >= self.psnr) if self.psnr is not None else faster >= self.speedup
+        # Of fewer than twenty pictures, the worst stands for the 5th percentile.
+        p5, p50 = np.percentile(decibels, (5, 50), method="lower")
+        return Achieved(
+            len(decibels),
+            accounts(run.reports, self.trial)[1],
+            float(faster),
+            float(decibels.mean()),
+            float(p5),
+            float(p50),
+            float(met),
+        )
+
+    def tolerance(self) -> dict[str, float]:
+        """The largest tolerance, of those tried, with which pictures reach the PSNR."""
+        good = bad = None
+        tolerance = _START
+        while len(self.tried) < RUNS and (good is None or bad is None or bad > _CLOSE * good):
+            found = self.measure({"tolerance": tolerance})
+            if found.psnr_p5 >= self.psnr:
+                good = tolerance
+            else:
+                bad = tolerance
+            if found.compute == 1 or (good is not None and bad is None and tolerance > 4):
+                break
+            if good is not None and bad is not None:
+                tolerance = sqrt(good * bad)
+            else:
+                decades = (found.psnr_p5 - self.psnr) / _DECIBELS_A_DECADE
+                least = 0.3 if good is not None else -0.3
+                tolerance *= 10 ** (
+                    max(decades, least) if good is not None else min(decades, least)
+                )
+        if good is None:
+            reached = max(entry["psnr_p5"] for entry in self.tried)
+            raise ValueError(
+                f"psnr={self.psnr:g} was not reached: {reached:.1f} dB with tolerance="
+                f"{tolerance:.2g}; ask for less, or compute everything"
+            )
+        return {"tolerance": good}
+
+    def share(self) -> dict[str, float]:
+        """The largest share of the run, of those tried, that is fast enough."""
+        share, fast = 1 / self.speedup, []
+        for _ in range(RUNS // 2):
+            found = self.measure({"compute": share})
+            if found.speedup >= self.speedup:
+                fast.append(share)
+                if found.speedup < 1.05 * self.speedup:
+                    break
+            # What a run costs beside the denoiser keeps the speed below the ideal.
+            share = min(1.0, max(0.1, share * found.speedup / self.speedup))
+        if not fast:
+            reached = max(entry["speedup"] for entry in self.tried)
+            raise ValueError(
+                f"speedup={self.speedup:g} was not reached, only {reached:.2f}; ask for less"
+            )
+        return {"compute": max(fast)}

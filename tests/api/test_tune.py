@@ -1,0 +1,93 @@
+"""Settings found by a search, on the trained pipelines."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import diffcache
+from diffcache import tiny, tuning
+
+PROMPTS = [
+    "one red circle",
+    "two blue squares",
+    "one green triangle and one red square",
+    "three yellow circles",
+]
+CALL = {"num_inference_steps": 16, "guidance_scale": 3.0, "height": 32, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    pipe = tiny.pipeline("unet")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_psnr_is_met_by_the_largest_tolerance_tried(trained, tmp_path):
+    found = diffcache.tune(trained, PROMPTS, psnr=38, batch_size=2, **CALL)
+    assert found.searched.psnr_p5 >= 38 and found.searched.met == 1.0
+    assert found.searched.pictures == found.confirmed.pictures == 2
+    assert len(found.tried) <= tuning.RUNS
+    good = [entry["tolerance"] for entry in found.tried if entry["psnr_p5"] >= 38]
+    assert found.options == {"tolerance": max(good)}
+    assert found.searched.compute < 0.9
+    found.save(tmp_path / "tuned.json")
+    assert diffcache.Tuned.load(tmp_path / "tuned.json") == found
+    diffcache.wrap(trained, **diffcache.Tuned.load(tmp_path / "tuned.json").options)
+    diffcache.unwrap(trained)
+
+
+def test_speed_is_met_by_the_largest_share_tried(trained, monkeypatch):
+    measure = tuning._Bench.measure
+
+    def timed(self, options):
+        """As if a run took its share of the plain time, and a tenth of that besides."""
+        found = measure(self, options)
+        fast = replace(found, speedup=1 / (found.compute + 0.1))
+        self.tried[-1]["speedup"] = fast.speedup
+        self.measured[tuple(options.items())] = fast
+        return fast
+
+    monkeypatch.setattr(tuning._Bench, "measure", timed)
+    found = diffcache.tune(trained, PROMPTS, speedup=1.6, batch_size=2, **CALL)
+    assert found.searched.speedup >= 1.6
+    assert 0.4 <= found.options["compute"] <= 0.55
+
+
+def test_what_was_on_the_pipeline_comes_back(trained):
+    diffcache.wrap(trained, "interval", every=3)
+    diffcache.tune(trained, PROMPTS[:2], psnr=30, batch_size=1, **CALL)
+    trained("one red circle", **CALL)
+    assert diffcache.report(trained).method == "interval"
+    diffcache.unwrap(trained)
+
+
+def test_one_prompt_leaves_none_to_confirm(trained):
+    found = diffcache.tune(trained, PROMPTS[:1], psnr=30, batch_size=1, **CALL)
+    assert found.confirmed is None and found.searched.pictures == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "pass one of them"),
+        ({"psnr": 40, "speedup": 2}, "pass one of them"),
+        ({"psnr": 90}, "try psnr=40"),
+        ({"speedup": 1.0}, "try speedup=2"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(trained, asked, words):
+    with pytest.raises(ValueError, match=words):
+        diffcache.tune(trained, PROMPTS, **asked)
+
+
+def test_a_speed_out_of_reach_is_an_error_that_says_what_was_reached(trained):
+    with pytest.raises(ValueError, match=r"speedup=500 was not reached, only \d"):
+        diffcache.tune(trained, PROMPTS[:2], speedup=500, batch_size=1, **CALL)
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps({"tolerance": 1}))
+    with pytest.raises(ValueError, match=r"other\.json holds no tuned setting"):
+        diffcache.Tuned.load(tmp_path / "other.json")
