@@ -51,12 +51,33 @@ def cautious(
     return method.configured(max_consecutive_skips=1), note
 
 
-def _attach(
+def _put_on(
     stack: ExitStack,
     generation: Generation,
     method: Method,
     modules: dict[str, nn.Module],
     draft: Draft | None = None,
+) -> None:
+    """Puts a method's site on the denoisers, and tells the generation of a smaller one."""
+    sites = stack.enter_context(ExitStack())
+    _attach(sites, generation, method, modules, draft)
+    smaller = method.on_output()
+
+    def fall_back() -> Method:
+        sites.close()
+        _attach(sites, generation, smaller, modules, draft)
+        return smaller
+
+    if smaller is not None:
+        generation.fall_back = fall_back
+
+
+def _attach(
+    stack: ExitStack,
+    generation: Generation,
+    method: Method,
+    modules: dict[str, nn.Module],
+    draft: Draft | None,
 ) -> None:
     for name, module in modules.items():
         if (other := foreign_cache(module)) is not None:
@@ -127,7 +148,7 @@ class PipelineWrapping:
             for scheduler in schedulers(pipe):
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
-            _attach(stack, generation, method, named, draft)
+            _put_on(stack, generation, method, named, draft)
             if method.site.whole and all(id(each) in generation.handlers for each in modules):
                 _help_on_demand(stack, generation, helpers(pipe))
             # Nobody but a callback has a chance to change a denoiser during the call.
@@ -145,6 +166,7 @@ class PipelineWrapping:
         self.report = generation.finish()
         # The handlers and the generation hold each other, and through them a draft.
         generation.handlers.clear()
+        generation.fall_back = None
         if draft is not None:
             self.report.prefix, self.report.prefix_bytes = draft.rows, draft.bytes
         if (request := requests.get()) is not None:
@@ -258,12 +280,13 @@ class ModelWrapping:
         self._generation = Generation(method, self.checked, lambda: None)
         if note is not None:
             self._generation.report.note(note)
-        _attach(self._open, self._generation, method, {"": self._module()})
+        _put_on(self._open, self._generation, method, {"": self._module()})
 
     def _end(self) -> None:
         if self._generation is not None:
             self._open.close()
             self.report = self._generation.finish()
+            self._generation.fall_back = None
             self._generation = None
             if (request := requests.get()) is not None:
                 request.finished(self.report)

@@ -108,6 +108,18 @@ class Method:
                 "groups"
             )
 
+    def on_output(self) -> Method | None:
+        """The method on whole outputs, or `ErrorBudget` there; None where it is there already.
+
+        What is kept of a denoiser's whole output is the least that any site keeps.
+        """
+        if isinstance(self.site, Output):
+            return None
+        try:
+            return replace(self, site=Output())
+        except ValueError:
+            return Method(guards=self.guards, name=self.name)
+
     def options(self) -> dict[str, Any]:
         """Every option that `configured` takes, with its value."""
         return {

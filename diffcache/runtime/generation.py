@@ -29,6 +29,8 @@ class Generation:
     Attributes:
         version: gives a value that changes with the denoisers' weights and adapters; None where
             nobody can change them during the generation.
+        fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
+            where there is none.
 
     Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
     diffusers would, to the end of the generation, and the report says why.
@@ -47,6 +49,7 @@ class Generation:
         self.runs: list[Run] = []
         self.handlers: dict[int, Callable] = {}
         self.version: Callable[[], Hashable] | None = None
+        self.fall_back: Callable[[], Any] | None = None
         self._version: Hashable = None
         self.broken = False
         self.steps_seen = 0
@@ -84,9 +87,24 @@ class Generation:
                 return self._give_up("the scheduler steps something that is not one tensor")
             self.steps_seen += 1
             limit = self.method.guards.max_cache_bytes
-            if limit is not None and self.run.bytes > limit:
+            outgrown = limit is not None and self.run.bytes > limit
+            if outgrown and self.fall_back is None:
                 return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
             self.run.stepped(arguments, latents, self.expected_steps())
+            if outgrown:
+                self._shrink(limit, scheduler, kind)
+
+    def _shrink(self, limit: int, scheduler: Any, kind: str) -> None:
+        """Goes on with a site that keeps less, from the next step on."""
+        self._close_runs()
+        self.method, self.fall_back = self.fall_back(), None
+        # The pipeline's count of steps is not that of the rest.
+        self.expected_steps = lambda: None
+        self.runs.append(Run(self.method, scheduler, kind))
+        self.report.note(
+            f"the caches outgrew max_cache_bytes={limit}, so only whole outputs were kept from "
+            f"step {self.steps_seen} on"
+        )
 
     def call(
         self,

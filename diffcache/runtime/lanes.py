@@ -14,7 +14,7 @@ from torch import Tensor
 from diffcache.kernels import latent_difference
 
 from .history import History
-from .rows import along, leaves
+from .rows import along, leaves, tensor_leaves
 
 # Conditioning is told from what legitimately changes each step by the names diffusers gives it.
 _CHANGING = re.compile(
@@ -72,7 +72,8 @@ class Lane:
     @property
     def bytes(self) -> int:
         histories = sum(history.bytes for history in self.histories.values())
-        return histories + sum(change.nbytes for change in self.changes.values())
+        others = tensor_leaves([self.changes, self.memory])
+        return histories + sum(tensor.nbytes for tensor in others)
 
     def snapshot(self) -> Lane:
         """An independent copy of what was computed; the conditioning is shared."""
