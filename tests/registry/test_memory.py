@@ -76,9 +76,10 @@ def test_too_small_a_limit_falls_back_to_whole_outputs(make, generate, name, opt
     report = diffcache.report(pipe)
     assert latents.isfinite().all()
     assert any(f"max_cache_bytes={limit}" in n and "whole outputs" in n for n in report.notes)
-    # Steps that the output site skips do not call the transformer at all.
-    assert report.steps == 24 and 4 < len(calls) < 24
-    assert report.compute_fraction < 1 and report.mask.shape == (24, 2)
+    assert report.steps == 24 and report.mask.shape == (24, 2)
+    # Steps that the output site skips do not call the transformer at all; an interval fits it.
+    assert len(calls) == int(report.mask.any(1).sum())
+    assert name != "fora" or len(calls) < 24
     generate(pipe, 2, steps=24, cfg=False, size=64)
     assert diffcache.report(pipe).mask.equal(report.mask)
 
