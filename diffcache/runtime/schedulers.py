@@ -20,6 +20,10 @@ _DRAWS_NOISE = re.compile(
 # Flow matching begins in pure noise, where x/α has no bound.
 _LEAST_SIGNAL = 1e-2
 
+# Next to the clean sample predictions turn faster than anywhere before: of the error that the last
+# step would make, the measured rate foretells 0.07 to 0.87, half of the cells below a third.
+_LAST = 3.0
+
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
 
@@ -97,7 +101,7 @@ def weights(levels: list[float], flow: bool) -> list[float]:
     In units of the clean sample an early error weighs what it does at the end: it is
     |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others. The median,
     because the first step of a schedule that begins in pure noise is as long as one cares to
-    clamp it.
+    clamp it. The last step weighs `_LAST` times what it moves.
     """
     ends = [*levels, 0.0]
     scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in ends]
@@ -107,6 +111,7 @@ def weights(levels: list[float], flow: bool) -> list[float]:
         end = next((j for j in range(i + 1, len(ends)) if ends[j] != start), -1)
         moved.append(abs(ends[end] - start) / scales[end])
     middle = median(moved) if moved else 0.0
+    moved[-1:] = [_LAST * move for move in moved[-1:]]
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 
