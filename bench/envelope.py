@@ -15,6 +15,9 @@ Families = dict[str, list[Row]]
 
 TARGETS = (0.25, 0.35, 0.50, 0.65)
 OURS, FULL, FEWER, FLOOR = "adaptive", "full", "fewer steps", "noise floor"
+CALIBRATED = "calibrated"
+"""Ours as well, and shown, but no rival: what must hold is about what needs no calibration."""
+
 FIGURES = ("psnr", "psnr_p5")
 FLOORS = {"fp32": "bf16", "bf16": "fp32"}
 """The full run that bounds what fidelity is worth, by the precision of a cell."""
@@ -59,7 +62,7 @@ RIVALS = (
 
 def kind(family: str) -> Rival | None:
     """Whose families a family is one of; None for ours and for full runs."""
-    if family in (OURS, FULL, FLOOR):
+    if family in (OURS, CALIBRATED, FULL, FLOOR):
         return None
     return next((rival for rival in RIVALS if family in rival.families), RIVALS[-1])
 
