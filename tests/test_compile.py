@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import diffcache
+from diffcache.policies import ByRole, Interval
 from diffcache.sites import BlockStack, Modules, Output, UNetBranch, recording
 
 STEPS = 8
@@ -145,6 +146,23 @@ def test_policies_that_ask_inside_of_one_graph_compute(dit, generate, graphs):
     diffcache.wrap(dit, "fbcache", threshold=1e9)
     torch.testing.assert_close(generate(dit, 2, STEPS + 2), expected)
     assert any("compile_repeated_blocks() would" in n for n in diffcache.report(dit).notes)
+
+
+def test_decisions_by_role_and_by_module(make, generate, graphs):
+    policy = ByRole({"mlp": Interval(3), "self": Interval(2)})
+    method = diffcache.Method(site=Modules(), policy=policy, guards=diffcache.Guards.none())
+    expected = generate(diffcache.wrap(make("dit"), method), 1, 10, cfg=False)
+    pipe = diffcache.wrap(make("dit"), method)
+    compile_as("compile()", pipe, backend=graphs)
+    torch.testing.assert_close(generate(pipe, 1, 10, cfg=False), expected)
+    # All, the one, the other, and neither of two roles.
+    assert len(graphs) == 4
+    assert diffcache.report(pipe).compute_fraction < 0.8
+
+    plain = generate(diffcache.unwrap(pipe), 1, 10, cfg=False)
+    diffcache.wrap(pipe, "foresight")
+    torch.testing.assert_close(generate(pipe, 1, 10, cfg=False), plain)
+    assert any("computed in full" in note for note in diffcache.report(pipe).notes)
 
 
 def loop(model: Any, scheduler: Any) -> torch.Tensor:
