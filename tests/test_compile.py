@@ -162,7 +162,7 @@ def test_decisions_by_role_and_by_module(make, generate, graphs):
     plain = generate(diffcache.unwrap(pipe), 1, 10, cfg=False)
     diffcache.wrap(pipe, "foresight")
     torch.testing.assert_close(generate(pipe, 1, 10, cfg=False), plain)
-    assert any("computed in full" in note for note in diffcache.report(pipe).notes)
+    assert any("decisions by module" in note for note in diffcache.report(pipe).notes)
 
 
 def loop(model: Any, scheduler: Any) -> torch.Tensor:

@@ -191,7 +191,13 @@ class _ModulesAttachment(Attachment):
     def _without_modules(self, turn: Turn) -> Any:
         """Serves a denoiser whose modules' calls do not pass our gates, or not one by one."""
         policy = turn.run.method.policy
-        if policy.groups or policy.evidence not in Output.provides:
+        if self.ports is not None and policy.evidence is ModuleChange:
+            turn.compute_all()
+            turn.run.note(
+                "computed in full: decisions by module would take a compiled graph for each set of "
+                "modules that comes up"
+            )
+        elif policy.groups or policy.evidence not in Output.provides:
             turn.compute_all()
             turn.run.note("computed in full: no module of the roles to skip could be observed")
         else:
