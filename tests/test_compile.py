@@ -196,12 +196,21 @@ def test_bare_denoiser_compiled_after_wrap(unet, graphs):
     assert any("diffcache.wrap(torch.compile(model)" in n for n in diffcache.report(model).notes)
 
 
-@pytest.mark.parametrize(("rows", "counts"), [((1, 2), 3), (None, 4)])
-def test_nothing_is_compiled_after_warmup(make, generate, graphs, rows, counts):
-    pipe, tolerance = make("dit"), (0.1, 0.4, 1.6, None)
+@pytest.mark.parametrize(
+    ("site", "how", "rows", "counts"),
+    [
+        ("output", "torch.compile", (1, 2), 3),
+        ("output", "torch.compile", None, 4),
+        # Three graphs of blocks; that of the head sees all rows, the others three sizes.
+        ("stack", "repeated blocks", (1, 2), 7),
+    ],
+)
+def test_nothing_is_compiled_after_warmup(make, generate, graphs, site, how, rows, counts):
+    pipe, method = make("dit"), diffcache.Method(site=SITES[site])
     # Without dynamic shapes every number of rows has a graph of its own.
-    compile_as("torch.compile", pipe, backend=graphs, dynamic=False)
-    diffcache.wrap(pipe, tolerance=tolerance, compute_rows=rows, protect=(3, 0))
+    compile_as(how, pipe, backend=graphs, dynamic=False)
+    tolerance = (0.1, 0.4, 1.6, None)
+    diffcache.wrap(pipe, method, tolerance=tolerance, compute_rows=rows, protect=(3, 0))
     call = {
         "prompt_embeds": torch.randn(4, 7, 32),
         "pooled_prompt_embeds": torch.randn(4, 32),
