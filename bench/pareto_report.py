@@ -174,6 +174,24 @@ def _overhead(path: Path) -> list[str]:
     ]
 
 
+def _batches(path: Path) -> list[str]:
+    latest = {row["site"]: row for row in map(json.loads, path.read_text().splitlines())}
+    lines = [
+        "| site | mixed call, ms | plain forward of the half, ms | speed (p20 / p50 / p80) |",
+        "|---|---|---|---|",
+    ]
+    for site, row in latest.items():
+        speed = " / ".join(f"{row[f'speed_p{q}']:.2f}" for q in (20, 50, 80))
+        lines.append(f"| {site} | {row['mixed_ms']} | {row['gathered_ms']} | {speed} |")
+    last = next(reversed(latest.values()))
+    return [
+        "## What half of a batch costs",
+        f"`pytest bench/test_batches.py`: calls that compute half of a batch of {last['batch']}, "
+        f"each followed by a plain forward of that half; {where(last)}. The speed is to be 0.9.",
+        "\n".join(lines),
+    ]
+
+
 def write(results: Path, folder: Path) -> None:
     """Prints the verdicts, and writes `benchmarks.md` and the plots into `folder`."""
     grouped = {c: f for c, f in newest(results / "pareto.jsonl").items() if f.get(FULL)}
@@ -188,6 +206,8 @@ def write(results: Path, folder: Path) -> None:
         parts += oracle_report.section(oracle, folder)
     if (overhead := results / "overhead.jsonl").exists():
         parts += _overhead(overhead)
+    if (batches := results / "batches.jsonl").exists():
+        parts += _batches(batches)
     (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
     pareto_plot.plot(grouped, "psnr", folder / "pareto.png")
     pareto_plot.plot(grouped, "psnr_p5", folder / "pareto_p5.png")

@@ -23,6 +23,7 @@ __all__ = [
     "request",
     "tune",
     "unwrap",
+    "warmup",
     "wrap",
     "wrapped",
 ]
@@ -38,4 +39,8 @@ def __getattr__(name: str):
         from . import tuning
 
         return getattr(tuning, name)
+    if name == "warmup":
+        from .warming import warmup
+
+        return warmup
     raise AttributeError(f"module 'diffcache' has no attribute {name!r}")

@@ -280,7 +280,11 @@ class ModelWrapping:
         self._generation = Generation(method, self.checked, lambda: None)
         if note is not None:
             self._generation.report.note(note)
-        _put_on(self._open, self._generation, method, {"": self._module()})
+        module = self._module()
+        # Whoever compiled the module since the last generation has replaced its gate.
+        gate.open_gate(module, self.running)
+        self._open.callback(gate.close_gate, module)
+        _put_on(self._open, self._generation, method, {"": module})
 
     def _end(self) -> None:
         if self._generation is not None:

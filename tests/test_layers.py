@@ -38,6 +38,7 @@ LAYERS = {
         "diffcache.tiny",
         "diffcache.trial",
         "diffcache.tuning",
+        "diffcache.warming",
         "diffcache.wrapping",
     ],
 }

@@ -174,6 +174,10 @@ class Policy(ABC):
         """The `mask` `[samples]` to run, for one that guards have added to; it may compute more."""
         return mask
 
+    def row_counts(self, samples: int) -> tuple[int, ...]:
+        """How many samples of a batch of `samples` a step may compute, ascending."""
+        return tuple(range(samples + 1))
+
     def fit(self, statistics: Statistics) -> Policy:
         """The policy with what a calibration has measured.
 
@@ -186,6 +190,11 @@ class Policy(ABC):
 def compute_all(samples: int) -> Tensor:
     """The mask that skips nothing."""
     return torch.ones(samples, dtype=torch.bool)
+
+
+def all_or_none(samples: int) -> tuple[int, ...]:
+    """The row counts of a policy that decides alike for every sample."""
+    return (0, samples)
 
 
 def check_number(name: str, value: object, example: float) -> None:

@@ -31,9 +31,9 @@ class ErrorBudget(Policy):
         quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
         compute: the share of a run's steps to compute, in place of a tolerance: each sample spends
             what makes its steps last exactly to the end.
-        compute_rows: the one size of a part of the batch that may be computed. Where a step has to
-            compute fewer samples, those whose error would be largest fill it up, and where more,
-            all are computed: the denoiser sees no third batch size.
+        compute_rows: the sizes of a part of the batch that may be computed, one or several. Where
+            a step has to compute fewer samples, those whose error would be largest fill it up to
+            the next size, and where more, all are computed: the denoiser sees no other batch size.
 
     Raises:
         ValueError: a number out of range, or both `quality` and `compute`.
@@ -42,7 +42,7 @@ class ErrorBudget(Policy):
     tolerance: float | tuple[float | None, ...] = 0.08
     quality: Literal["high", "balanced", "fast"] | None = None
     compute: float | None = None
-    compute_rows: int | None = None
+    compute_rows: int | tuple[int, ...] | None = None
     evidence: ClassVar[type[ForecastError]] = ForecastError
 
     def __post_init__(self) -> None:
@@ -58,9 +58,18 @@ class ErrorBudget(Policy):
             raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITIES)}")
         if self.compute is not None and not 0 < self.compute <= 1:
             raise ValueError(f"compute={self.compute!r} is not a share of a run; try compute=0.5")
+        if any(not isinstance(size, int) or size < 1 for size in self._sizes) or (
+            self.compute_rows is not None and not self._sizes
+        ):
+            raise ValueError(
+                f"compute_rows={self.compute_rows!r} is not a count or counts; "
+                "try compute_rows=4 or compute_rows=(2, 4)"
+            )
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
         rows = self.compute_rows
-        if rows is not None and (not isinstance(rows, int) or rows < 1):
-            raise ValueError(f"compute_rows={rows!r} is not a count; try compute_rows=4")
+        return tuple(rows) if isinstance(rows, (tuple, list)) else () if rows is None else (rows,)
 
     def init(self, samples: int) -> State:
         tolerance = self.tolerance if self.quality is None else QUALITIES[self.quality]
@@ -89,12 +98,16 @@ class ErrorBudget(Policy):
 
     def fill(self, mask: Tensor, state: State) -> Tensor:
         wanted = int(mask.sum())
-        if self.compute_rows is None or not 0 < wanted < len(mask):
+        if self.compute_rows is None or not wanted:
             return mask
-        if wanted > self.compute_rows:
-            return torch.ones_like(mask)
+        size = min(size for size in self.row_counts(len(mask)) if size >= wanted)
         order = state["spent"].masked_fill(mask, torch.inf).argsort(descending=True, stable=True)
-        return torch.zeros_like(mask).index_fill(0, order[: self.compute_rows], True)
+        return torch.zeros_like(mask).index_fill(0, order[:size], True)
+
+    def row_counts(self, samples: int) -> tuple[int, ...]:
+        if self.compute_rows is None:
+            return super().row_counts(samples)
+        return tuple(sorted({0, samples, *(size for size in self._sizes if size < samples)}))
 
     def _afforded(self, step: Step, evidence: ForecastError, state: State) -> Tensor:
         error = evidence.predicted * step.weight

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step, check_number
+from .base import NoEvidence, Policy, State, Step, all_or_none, check_number
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Interval(Policy):
         compute = counted < 0 or due or not self._inside(step)
         return torch.full((evidence.samples,), compute), state
 
+    def row_counts(self, samples: int) -> tuple[int, ...]:
+        return all_or_none(samples)
+
     def _inside(self, step: Step) -> bool:
         return self.within is None or self.within[0] < step.timestep < self.within[1]
 
@@ -61,6 +64,10 @@ class Gated(Policy):
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
         phase = self.before if step.index < self.gate else self.after
         return phase.decide(step, evidence, state)
+
+    def row_counts(self, samples: int) -> tuple[int, ...]:
+        phases = self.before.row_counts(samples), self.after.row_counts(samples)
+        return tuple(sorted(set().union(*phases)))
 
 
 @dataclass(frozen=True)
@@ -128,3 +135,7 @@ class Mask(Policy):
         if len(row) != evidence.samples:
             row = (True,) * evidence.samples
         return torch.tensor(row), state
+
+    def row_counts(self, samples: int) -> tuple[int, ...]:
+        played = {sum(row) for row in self.mask if len(row) == samples}
+        return tuple(sorted({*all_or_none(samples), *played}))

@@ -206,6 +206,11 @@ class Generation:
         report.steps = len(self.masks)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")
+        if self.steps_seen and not report.total:
+            report.note(
+                "the scheduler stepped, but the denoiser that was wrapped was not called; wrap "
+                "what is, for example diffcache.wrap(torch.compile(model), scheduler=scheduler)"
+            )
         if report.total and report.computed == report.total:
             report.note("nothing was skipped")
         return report

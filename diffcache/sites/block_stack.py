@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,9 +15,10 @@ from diffcache.policies import DraftError, ForecastError, LatentChange, NoEviden
 from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 
+from . import ports
 from .base import Attachment, Site
+from .block_ports import BlockPort, run_compiled
 from .discovery import block_lists, is_unet
-from .gate import close_gate, open_gate
 from .gathering import bridged, scattered
 from .modulated import ModulatedInput
 from .output import Output, OutputAttachment
@@ -81,6 +83,7 @@ class _BlockStackAttachment(Attachment):
         self.key = id(denoiser)
         self.site = site
         self.lists = [list(blocks) for _, blocks in block_lists(denoiser)]
+        self.blocks = [block for blocks in self.lists for block in blocks]
         self.recording = Recording(self.lists, site.head, site.tail)
         self.fallback = OutputAttachment(denoiser)
         self.turn: Turn | None = None
@@ -89,28 +92,26 @@ class _BlockStackAttachment(Attachment):
         self.draft_error: Tensor | None = None
         modulated = site.probe == "modulated"
         self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
-        for block in self._blocks():
-            open_gate(block)
-            handlers[id(block)] = partial(self._serve, block)
-
-    def _blocks(self) -> list[nn.Module]:
-        return [block for blocks in self.lists for block in blocks]
+        served = [(block, partial(self._serve, block)) for block in self.blocks]
+        self.ports = ports.attach(denoiser, served, handlers, BlockPort)
 
     def detach(self) -> None:
-        for block in self._blocks():
-            close_gate(block)
+        ports.detach(self.ports, self.blocks)
         if self.modulated is not None:
             self.modulated.close()
 
     def run(self, turn: Turn) -> Any:
-        if self.recording.blind or "unbridged" in turn.lane.memory:
+        if self._cut_off(turn) or self.recording.blind or "unbridged" in turn.lane.memory:
             return self._without_blocks(turn)
         recorded = self.recording.plan is not None
         if not recorded or not self._known(turn):
             turn.compute_all()
+        elif self.ports is not None:
+            return run_compiled(self.ports, self.recording, turn)
         self.turn, self.draft_error = turn, None
         try:
-            output = turn.invoke(turn.args, turn.kwargs)
+            with self.ports.opened() if self.ports is not None else nullcontext():
+                output = turn.invoke(turn.args, turn.kwargs)
             # Every block that would have asked was left out of the call.
             if turn.mask is None:
                 turn.compute_all()
@@ -131,6 +132,10 @@ class _BlockStackAttachment(Attachment):
             self.recording.calls.clear()
         return output
 
+    def _cut_off(self, turn: Turn) -> bool:
+        """Whether the policy is to be asked from inside of a compiled region."""
+        return self.ports is not None and (turn.run.in_forward or turn.verifies)
+
     def _known(self, turn: Turn) -> bool:
         keys = [*self.recording.plan.sinks, *(["last"] if turn.verifies else [])]
         return all(map(turn.can_forecast, keys))
@@ -146,10 +151,12 @@ class _BlockStackAttachment(Attachment):
                 turn.lane.memory[("output", id(call.block))] = call.described
 
     def _without_blocks(self, turn: Turn) -> Any:
-        """Serves a denoiser whose blocks cannot be bypassed, as a compiled one's."""
+        """Serves a denoiser whose blocks cannot be bypassed."""
         why = "the blocks are not each called once, through their own call and with the batch first"
         if self.recording.crossed:
             why = "blocks at the end read what bypassed ones at the start give"
+        elif self._cut_off(turn):
+            why = "a compiled graph does not stop to ask (compile_repeated_blocks() would let it)"
         turn.run.note(f"{why}, so whole outputs are forecast")
         if turn.run.method.policy.evidence not in Output.provides:
             turn.compute_all()
@@ -160,6 +167,8 @@ class _BlockStackAttachment(Attachment):
         if turn is None:
             return plain(*args, **kwargs)
         turn.in_model = False
+        if self.modulated is not None and self.modulated.hidden and block is self.modulated.block:
+            self.modulated.look(plain, args, kwargs)
         output = self._play(block, plain, args, kwargs)
         turn.in_model = turn.mask is None or turn.full
         return output
@@ -237,9 +246,7 @@ class _BlockStackAttachment(Attachment):
             turn.run.note("a call that leaves out its first blocks has no probe and was computed")
             return turn.compute_all()
         if modulated.value is None and block is modulated.block:
-            turn.in_model = True
-            modulated.look(partial(plain, *args, **kwargs))
-            turn.in_model = False
+            turn.compute(modulated.look, plain, args, kwargs)
         if self._readable():
             self._ask(modulated.value)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import RLock
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffcache.runtime.generation import Generation, current
@@ -41,6 +42,9 @@ class _Gate:
         self.__wrapped__ = self.plain
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Traced into a graph, a gate would be a break in it and could skip nothing.
+        if torch.compiler.is_compiling():
+            return self.plain(*args, **kwargs)
         generation = current.get()
         if generation is None and self.resident is not None:
             generation = self.resident(args, kwargs)
@@ -58,6 +62,13 @@ class _Gate:
 
 def _attribute() -> str:
     return "forward" if os.environ.get("DIFFCACHE_GATE") == "forward" else _PRIVATE
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of `module` are compiled: by `torch.compile(module)` or `module.compile()`."""
+    call = module.__dict__.get(_PRIVATE)
+    call = call.previous if isinstance(call, _Gate) else call
+    return hasattr(module, "dynamo_ctx") or hasattr(call, "_torchdynamo_orig_callable")
 
 
 def open_gate(module: nn.Module, resident: Resident | None = None) -> None:

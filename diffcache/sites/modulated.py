@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffcache.runtime.names import Names
 
-from .gate import close_gate, open_gate
+from .gate import close_gate, is_compiled, open_gate
 
 
 class _Reached(Exception):
@@ -22,11 +22,13 @@ class ModulatedInput:
 
     Attributes:
         value: what was read since it was last set to None.
+        hidden: whether the block is compiled, and nothing read while it runs.
     """
 
     def __init__(self, block: nn.Module, handlers: dict[int, Callable]) -> None:
         self.block = block
         self.value: Tensor | None = None
+        self.hidden = is_compiled(block)
         self._stopping = False
         self._attentions = _attentions(block)
         for module in self._attentions:
@@ -38,12 +40,13 @@ class ModulatedInput:
         for module in self._attentions:
             close_gate(module)
 
-    def look(self, run: Callable[[], Any]) -> None:
-        """Runs the block by `run` no further than to its attention."""
+    def look(self, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Runs the block, by `plain` or uncompiled, no further than to its attention."""
         self._stopping = bool(self._attentions)
+        run = self.block.forward if self.hidden else plain
         try:
             if self._stopping:
-                run()
+                run(*args, **kwargs)
         except _Reached:
             pass
         finally:

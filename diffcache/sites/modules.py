@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +16,9 @@ from diffcache.runtime.names import Names
 from diffcache.runtime.rows import as_index, blocks_of, merge, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 
+from . import ports
 from .base import Attachment, Site
 from .discovery import plain_module
-from .gate import close_gate, open_gate
 from .gathering import call_rows
 from .output import Output, OutputAttachment
 from .recording import describe
@@ -136,23 +137,26 @@ class _ModulesAttachment(Attachment):
             _Spot(path, module, Names(module.forward))
             for path, module in modules_of(denoiser).items()
         ]
-        for spot in self.spots:
-            open_gate(spot.module)
-            handlers[id(spot.module)] = partial(self._serve, spot)
+        served = [(spot.module, partial(self._serve, spot)) for spot in self.spots]
+        self.ports = ports.attach(denoiser, served, handlers)
 
     def detach(self) -> None:
-        for spot in self.spots:
-            close_gate(spot.module)
+        ports.detach(self.ports, [spot.module for spot in self.spots])
 
     def run(self, turn: Turn) -> Any:
-        if self.blind:
+        # A graph for each set of modules that change would be no end of graphs.
+        by_module = turn.run.method.policy.evidence is ModuleChange
+        if self.blind or (self.ports is not None and by_module):
             return self._without_modules(turn)
         if not any(turn.can_forecast(spot.path) for spot in self.spots):
             turn.compute_all()
+        elif self.ports is not None:
+            return self._run_compiled(turn)
         self.turn = turn
         self.called.clear()
         try:
-            output = turn.invoke(turn.args, turn.kwargs)
+            with self.ports.opened() if self.ports is not None else nullcontext():
+                output = turn.invoke(turn.args, turn.kwargs)
         finally:
             self.turn = None
         if not any(spot.role in self.roles and not spot.alone for spot in self.spots):
@@ -164,10 +168,36 @@ class _ModulesAttachment(Attachment):
             )
         return output
 
+    def _run_compiled(self, turn: Turn) -> Any:
+        """Serves a call whose modules are inside of compiled regions."""
+        with self.ports.set_for(turn):
+            played = [
+                (port, spot)
+                for port, spot in zip(self.ports.all, self.spots, strict=True)
+                if spot.role in self.roles and not spot.alone
+            ]
+            for port, spot in played:
+                mask = turn.mask_of(spot.path, spot.role)
+                port.keep = all(mask) or not turn.can_forecast(spot.path)
+                if not port.keep:
+                    port.stand_in = turn.lane.memory[spot.path].fill(turn.forecast(spot.path))
+            output = turn.invoke(turn.args, turn.kwargs)
+            for port, spot in played:
+                if port.output is not None:
+                    values = [rows_first(leaf, turn.rows) for leaf in tensor_leaves(port.output)]
+                    turn.remember(spot.path, values, [True] * turn.rows, spot.role)
+        return output
+
     def _without_modules(self, turn: Turn) -> Any:
-        """Serves a denoiser whose modules' calls do not pass our gates (a compiled one)."""
+        """Serves a denoiser whose modules' calls do not pass our gates, or not one by one."""
         policy = turn.run.method.policy
-        if policy.groups or policy.evidence not in Output.provides:
+        if self.ports is not None and policy.evidence is ModuleChange:
+            turn.compute_all()
+            turn.run.note(
+                "computed in full: decisions by module would take a compiled graph for each set of "
+                "modules that comes up"
+            )
+        elif policy.groups or policy.evidence not in Output.provides:
             turn.compute_all()
             turn.run.note("computed in full: no module of the roles to skip could be observed")
         else:

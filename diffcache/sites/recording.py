@@ -205,6 +205,14 @@ class Recording:
             if isinstance(bound.get(name), Tensor)
         }
 
+    def entry_names(self, index: int, described: Described) -> tuple[str | None, ...]:
+        """The arguments by which list `index` is entered, for each tensor of its output."""
+        return tuple(self._ties[index].get(position) for position in described.positions)
+
+    def names(self, index: int) -> Names:
+        """What names the arguments of the blocks of list `index`."""
+        return self._names[index]
+
     def matching(
         self, index: int, described: Described, entries: dict[int, dict[int, Tensor]]
     ) -> list[Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +14,9 @@ from diffcache.policies import ForecastError, LatentChange, NoEvidence
 from diffcache.runtime.rows import blocks_of, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 
+from . import ports
 from .base import Attachment, Site
 from .discovery import is_unet, plain_module
-from .gate import close_gate, open_gate
 from .gathering import bridged, scattered
 from .output import OutputAttachment
 from .recording import Described, describe
@@ -83,13 +84,11 @@ class _BranchAttachment(Attachment):
         self.blind = False
         self.order: list[int] = []
         self.feature: list[Tensor] | None = None
-        for module in self.below.modules:
-            open_gate(module)
-            handlers[id(module)] = partial(self._serve, module)
+        served = [(module, partial(self._serve, module)) for module in self.below.modules]
+        self.ports = ports.attach(denoiser, served, handlers)
 
     def detach(self) -> None:
-        for module in self.below.modules:
-            close_gate(module)
+        ports.detach(self.ports, self.below.modules)
 
     def run(self, turn: Turn) -> Any:
         if self.blind:
@@ -97,14 +96,34 @@ class _BranchAttachment(Attachment):
         recording = self.sink is None
         if recording or not turn.can_forecast("deep"):
             turn.compute_all()
+        elif self.ports is not None:
+            return self._run_compiled(turn)
         self.turn = turn
         try:
-            output = turn.invoke(turn.args, turn.kwargs)
+            with self.ports.opened() if self.ports is not None else nullcontext():
+                output = turn.invoke(turn.args, turn.kwargs)
             if recording:
                 self._settle(turn)
         finally:
             self.turn = self.feature = None
             self.order.clear()
+        return output
+
+    def _run_compiled(self, turn: Turn) -> Any:
+        """Serves a call of a compiled denoiser, which bypasses all that lies below or nothing."""
+        with self.ports.set_for(turn):
+            for port in self.ports.all:
+                key = id(port.module)
+                port.keep = turn.full and key == self.sink
+                if turn.none:
+                    described, aliases = turn.lane.memory[("output", key)]
+                    sink = key == self.sink
+                    tensors = turn.forecast("deep") if sink else described.blank()
+                    port.stand_in = _fill(described, aliases, tensors)
+            output = turn.invoke(turn.args, turn.kwargs)
+            for port in self.ports.all:
+                if port.keep:
+                    self._keep(turn, tensor_leaves(port.output))
         return output
 
     def _settle(self, turn: Turn) -> None:

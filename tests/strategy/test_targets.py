@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from diffcache.policies import ErrorBudget, ForecastError, Grid, Step
+from diffcache.policies import ErrorBudget, ForecastError, Gated, Grid, Interval, Mask, Step
 from diffcache.policies.budget import QUALITIES
 
 NAN = float("nan")
@@ -76,6 +76,32 @@ def test_the_denoiser_sees_no_third_batch_size(rows, options):
     assert sizes <= {0, rows, 8} and rows in sizes
 
 
+@pytest.mark.parametrize("options", [{"tolerance": 0.3}, {"compute": 0.5}])
+def test_the_denoiser_sees_the_given_sizes_alone(options):
+    rates = [0.2, 1.0, 5.0, 0.1, 2.0, 0.7, 9.0, 0.4]
+    free = played(ErrorBudget(**options), grid(40, 2), rates, 1).sum(1)
+    assert set(free.tolist()) - {0, 2, 5, 8}
+    policy = ErrorBudget(compute_rows=(5, 2, 16), **options)
+    assert policy.row_counts(8) == (0, 2, 5, 8)
+    sizes = set(played(policy, grid(40, 2), rates, 1).sum(1).tolist())
+    assert {2, 5} <= sizes <= {0, 2, 5, 8}
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(1, 2), (2, 2), (3, 4), (5, 6), (6, 6)])
+def test_the_smallest_size_that_holds_all_is_taken(wanted, size):
+    mask = torch.arange(6) < wanted
+    filled = ErrorBudget(compute_rows=(2, 4)).fill(mask, {"spent": torch.zeros(6).double()})
+    assert filled[:wanted].all() and int(filled.sum()) == size
+
+
+def test_row_counts_are_those_of_the_parts():
+    fixed = Interval(every=3)
+    assert ErrorBudget().row_counts(3) == (0, 1, 2, 3)
+    assert Gated(4, fixed, fixed).row_counts(3) == fixed.row_counts(3) == (0, 3)
+    assert Mask([[True] * 3, [True, False, False], [False] * 3]).row_counts(3) == (0, 1, 3)
+    assert Mask([[True], [False]]).row_counts(3) == (0, 3)
+
+
 def test_the_part_is_filled_with_the_largest_errors():
     policy = ErrorBudget(compute_rows=3)
     spent = torch.tensor([0.1, 0.5, 0.3, 0.4, NAN]).double()
@@ -100,6 +126,8 @@ def test_qualities_are_tolerances_by_name():
         ({"compute": 1.2}, "try compute=0.5"),
         ({"compute_rows": 0}, "try compute_rows=4"),
         ({"compute_rows": 1.5}, "try compute_rows=4"),
+        ({"compute_rows": (2, 0)}, "try compute_rows=4"),
+        ({"compute_rows": ()}, "try compute_rows=4"),
         ({"compute": 0.5, "quality": "fast"}, "keep one"),
     ],
 )

@@ -1,0 +1,81 @@
+"""Denoiser calls made ahead of time, at every size that generations will make them in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import torch
+
+from .policies import Mask
+from .requesting import requests
+from .runtime.guards import Guards
+from .sites.discovery import denoisers
+from .wrapping import PipelineWrapping, wrappings
+
+
+def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
+    """Runs a wrapped pipeline such that its later generations compile nothing.
+
+    For each of `shapes` the denoiser is called with every number of rows that the wrapped method
+    may compute in a step, and not at all: what `torch.compile` will need is then compiled, and that
+    rows may be computed apart from each other has been checked. Methods that decide for each sample
+    may compute any number of them; `wrap(pipe, compute_rows=(2, 4))` makes those numbers few. The
+    last report, and torch's own random states, are left as they were.
+
+    Args:
+        pipe: a wrapped pipeline.
+        shapes: arguments of calls to come, one dict a shape, as in
+            `[{"prompt": ["a cat"] * 8, "height": 512, "width": 512}]`. Steps are as few as will do,
+            whatever `num_inference_steps` says. A `generator` is drawn from.
+
+    Raises:
+        ValueError: `pipe` is no wrapped pipeline.
+    """
+    if os.environ.get("DIFFCACHE_DISABLE") == "1":
+        return
+    wrapping = wrappings.get(pipe)
+    if not isinstance(wrapping, PipelineWrapping):
+        raise ValueError(
+            f"this {type(pipe).__name__} is no wrapped pipeline; call "
+            'diffcache.warmup(diffcache.wrap(pipe), [{"prompt": "a cat", "height": 512}])'
+        )
+    token = requests.set(None)
+    try:
+        with torch.random.fork_rng():
+            for arguments in [shapes] if isinstance(shapes, Mapping) else shapes:
+                _warm(pipe, wrapping, arguments)
+    finally:
+        requests.reset(token)
+        wrappings[pipe] = wrapping
+
+
+def _warm(pipe: Any, wrapping: PipelineWrapping, arguments: Mapping[str, Any]) -> None:
+    # Every branch computes once before it may skip, and the first generation tells the batch size.
+    samples = len(_play(pipe, wrapping, arguments, [(True,), (False,)])[0])
+    counts = set(wrapping.method.policy.row_counts(samples)) - {0, samples}
+    while counts:
+        plan = [tuple(row < count for row in range(samples)) for count in sorted(counts)]
+        # Where one denoiser hands over to another, each has to come by every count.
+        turns = 2 * len(denoisers(pipe)) - 1
+        played = _play(pipe, wrapping, arguments, [(True,) * samples, *plan * turns])
+        done = {sum(row) for row in played}
+        # Nothing is mixed where rows turned out to depend on each other.
+        if not counts & done:
+            return
+        counts -= done
+
+
+def _play(
+    pipe: Any, wrapping: PipelineWrapping, arguments: Mapping[str, Any], mask: Sequence[Any]
+) -> list[list[bool]]:
+    """Generates by `mask`; returns the mask that was played."""
+    method = wrapping.method.configured(policy=Mask(mask), guards=Guards.none())
+    wrappings[pipe] = playing = PipelineWrapping(method)
+    playing.checked = wrapping.checked
+    # Image to image leaves out the first steps.
+    steps = ceil(len(mask) / (arguments.get("strength") or 1))
+    pipe(**{**arguments, "num_inference_steps": steps})
+    return playing.report.mask.tolist()
