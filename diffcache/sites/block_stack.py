@@ -19,6 +19,7 @@ from .discovery import block_lists, is_unet
 from .gate import close_gate, open_gate
 from .gathering import bridged, scattered
 from .modulated import ModulatedInput
+from .offloading import Offloading
 from .output import Output, OutputAttachment
 from .recording import Recording, describe
 
@@ -89,6 +90,7 @@ class _BlockStackAttachment(Attachment):
         self.draft_error: Tensor | None = None
         modulated = site.probe == "modulated"
         self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
+        self.offloading = Offloading(self._blocks())
         for block in self._blocks():
             open_gate(block)
             handlers[id(block)] = partial(self._serve, block)
@@ -115,6 +117,7 @@ class _BlockStackAttachment(Attachment):
             if turn.mask is None:
                 turn.compute_all()
             if self.draft_error is not None and turn.reject(self.draft_error):
+                self.offloading.restore()
                 output = turn.invoke(turn.args, turn.kwargs)
             if not recorded:
                 self.recording.settle()
@@ -125,6 +128,7 @@ class _BlockStackAttachment(Attachment):
             self._keep_modulated()
         finally:
             self.turn = self.head_entry = None
+            self.offloading.restore()
             if self.modulated is not None:
                 self.modulated.value = None
             self.entries.clear()
@@ -185,6 +189,7 @@ class _BlockStackAttachment(Attachment):
             output = compute(*args, **kwargs)
             turn.lane.memory[("output", id(block))] = describe(output)
         elif turn.none:
+            self.offloading.pass_over(block)
             described = turn.lane.memory[("output", id(block))]
             output = None if role.sink else described.fill(described.blank())
         else:

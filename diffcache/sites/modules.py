@@ -19,6 +19,7 @@ from .base import Attachment, Site
 from .discovery import plain_module
 from .gate import close_gate, open_gate
 from .gathering import call_rows
+from .offloading import Offloading
 from .output import Output, OutputAttachment
 from .recording import describe
 
@@ -136,6 +137,7 @@ class _ModulesAttachment(Attachment):
             _Spot(path, module, Names(module.forward))
             for path, module in modules_of(denoiser).items()
         ]
+        self.offloading = Offloading(spot.module for spot in self.spots)
         for spot in self.spots:
             open_gate(spot.module)
             handlers[id(spot.module)] = partial(self._serve, spot)
@@ -155,6 +157,7 @@ class _ModulesAttachment(Attachment):
             output = turn.invoke(turn.args, turn.kwargs)
         finally:
             self.turn = None
+            self.offloading.restore()
         if not any(spot.role in self.roles and not spot.alone for spot in self.spots):
             self.blind = True
         elif alone := sum(spot.alone for spot in self.spots):
@@ -206,6 +209,8 @@ class _ModulesAttachment(Attachment):
             for part, whole in zip(tensor_leaves(computed), values, strict=True):
                 merge(rows_first(part, len(index)), whole, index)
             turn.remember(spot.path, values, mask, spot.role)
+        else:
+            self.offloading.pass_over(spot.module)
         return turn.lane.memory[spot.path].fill(values)
 
     def _keep(self, turn: Turn, spot: _Spot, args: tuple, kwargs: dict, output: Any) -> None:

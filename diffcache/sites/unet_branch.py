@@ -17,6 +17,7 @@ from .base import Attachment, Site
 from .discovery import is_unet, plain_module
 from .gate import close_gate, open_gate
 from .gathering import bridged, scattered
+from .offloading import Offloading
 from .output import OutputAttachment
 from .recording import Described, describe
 from .unet_levels import below
@@ -83,6 +84,7 @@ class _BranchAttachment(Attachment):
         self.blind = False
         self.order: list[int] = []
         self.feature: list[Tensor] | None = None
+        self.offloading = Offloading(self.below.modules)
         for module in self.below.modules:
             open_gate(module)
             handlers[id(module)] = partial(self._serve, module)
@@ -104,6 +106,7 @@ class _BranchAttachment(Attachment):
                 self._settle(turn)
         finally:
             self.turn = self.feature = None
+            self.offloading.restore()
             self.order.clear()
         return output
 
@@ -125,11 +128,14 @@ class _BranchAttachment(Attachment):
         if turn is None:
             return plain(*args, **kwargs)
         turn.in_model = False
-        output = self._play(turn, id(module), plain, args, kwargs)
+        output = self._play(turn, module, plain, args, kwargs)
         turn.in_model = turn.full
         return output
 
-    def _play(self, turn: Turn, key: int, plain: Callable, args: tuple, kwargs: dict) -> Any:
+    def _play(
+        self, turn: Turn, module: nn.Module, plain: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        key = id(module)
         if turn.full:
             output = turn.compute(plain, *args, **kwargs)
             turn.lane.memory[("output", key)] = (describe(output), _aliases(output))
@@ -142,9 +148,10 @@ class _BranchAttachment(Attachment):
                 self._keep(turn, tensor_leaves(output))
             return output
         described, aliases = turn.lane.memory[("output", key)]
-        if turn.none and key != self.sink:
-            return described.fill(described.blank())
         if turn.none:
+            self.offloading.pass_over(module)
+            if key != self.sink:
+                return described.fill(described.blank())
             return _fill(described, aliases, turn.forecast("deep"))
         whole = scattered(described, plain, args, kwargs, turn.rows, turn.index())
         if key == self.sink:
