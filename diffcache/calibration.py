@@ -105,12 +105,19 @@ def fitted(
     """The method with what it needs measured: from `calibration`, or as published.
 
     Raises:
-        ValueError: the calibration is of another pipeline or lacks what the method needs, or the
-            method needs one and none fits.
+        ValueError: the calibration is of another pipeline or another method, or the method takes
+            none, or needs one and none fits.
     """
     policy = method.policy
     if calibration is not None:
         calibration.check(modules, schedulers)
+        if policy.measured is not None and calibration.method != method.name:
+            raise ValueError(
+                f"this calibration was measured for {calibration.method!r} and is given to "
+                f"{method.name!r}; call diffcache.wrap(pipe, {calibration.method!r}, "
+                f"calibration=calibration), or diffcache.calibrate(pipe, prompts, "
+                f"method={method.name!r})"
+            )
         return replace(method, policy=policy.fit(calibration.statistics))
     if policy.measured is None or getattr(policy, policy.measured) is not None:
         return method

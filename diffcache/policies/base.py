@@ -44,6 +44,7 @@ class Step:
             units of the clean sample, over the median of the run's steps.
         timestep: the scheduler's own timestep, 1000 at pure noise for most; NaN where it has none.
         grid: all steps of the run; None before its length is known.
+        earlier: steps of the runs before, where one call denoises several times.
     """
 
     index: int
@@ -51,6 +52,7 @@ class Step:
     weight: float = 1.0
     timestep: float = nan
     grid: Grid | None = None
+    earlier: int = 0
 
 
 class Evidence:

@@ -68,7 +68,7 @@ class Generation:
         with self._surviving:
             if self.run is not None and self.run.index == 0:
                 self.runs.pop()
-            self.runs.append(Run(self.method, scheduler, kind))
+            self._open_run(scheduler, kind)
 
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
@@ -80,7 +80,7 @@ class Generation:
         self.turn = None
         with self._surviving:
             if self.run is None:
-                self.runs.append(Run(self.method, scheduler, kind))
+                self._open_run(scheduler, kind)
             if self.run.scheduler is not scheduler:
                 return
             if not isinstance(arguments.get("model_output"), Tensor):
@@ -94,13 +94,17 @@ class Generation:
             if outgrown:
                 self._shrink(limit, scheduler, kind)
 
+    def _open_run(self, scheduler: Any, kind: str) -> None:
+        made = len(self.masks) + sum(run.index for run in self.runs)
+        self.runs.append(Run(self.method, scheduler, kind, made))
+
     def _shrink(self, limit: int, scheduler: Any, kind: str) -> None:
         """Goes on with a site that keeps less, from the next step on."""
         self._close_runs()
         self.method, self.fall_back = self.fall_back(), None
         # The pipeline's count of steps is not that of the rest.
         self.expected_steps = lambda: None
-        self.runs.append(Run(self.method, scheduler, kind))
+        self._open_run(scheduler, kind)
         self.report.note(
             f"the caches outgrew max_cache_bytes={limit}, so only whole outputs were kept from "
             f"step {self.steps_seen} on"

@@ -56,10 +56,10 @@ class Run:
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
-    def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
+    def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
         self.method = method
         self.scheduler = scheduler
-        self.timetable = Timetable(scheduler)
+        self.timetable = Timetable(scheduler, earlier)
         self.opening: float | None = None
         self._enter(0)
         self.predictor = method.predictor

@@ -19,10 +19,12 @@ class Timetable:
         coordinates: of each, the coordinate of its noise.
         weights: of each, how much an error at it weighs.
         begin: the place of the run's first step; not 0 for img2img.
+        earlier: steps that the call made in other runs before.
         total: steps of the run; None before its first step was seen.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, earlier: int = 0) -> None:
+        self.earlier = earlier
         self.timesteps = timesteps_of(scheduler)
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
@@ -55,7 +57,8 @@ class Timetable:
         """What policies are told of step number `index`."""
         place = self._place(index)
         timestep = self.timesteps[place] if self.timesteps else nan
-        return Step(index, self.total, self.weights[place], timestep, self._grid)
+        weight = self.weights[place]
+        return Step(index, self.total, weight, timestep, self._grid, self.earlier)
 
     def time(self, index: int) -> float:
         """The coordinate of step number `index`."""
