@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checking import run_first, unchecked
+from .lanes import Lane
 from .names import Names
 from .promises import kept
 from .report import Report
@@ -172,12 +173,10 @@ class Generation:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
-        if run.index and not (lane.histories or lane.memory) and not run.full:
-            self.report.note(
-                "a call after the first step continued no earlier one (other conditioning, shape "
-                "or denoiser, or an output without a batch axis) and was computed"
-            )
-        return Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
+        turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
+        if turn.mask is not None and not turn.full and not (lane.histories or lane.memory):
+            self.report.note(_nothing_kept(lane))
+        return turn
 
     def _compare_version(self, run: Run) -> None:
         """Starts afresh where a callback has changed the denoiser since the last step."""
@@ -250,6 +249,19 @@ class _Survival:
             return False
         self.generation._give_up(f"{type(error).__name__}: {error}")
         return True
+
+
+def _nothing_kept(lane: Lane) -> str:
+    """Why a call that was to be skipped has nothing to be forecast from."""
+    if lane.calls > 1:
+        return (
+            "a call in a skipped step was computed, as earlier ones left nothing to forecast from "
+            "(an output without a batch axis, or parts that could not be observed)"
+        )
+    return (
+        "a call in a skipped step was computed, as it continued no earlier one (a guidance branch "
+        "that begins late, or other conditioning, shape or denoiser)"
+    )
 
 
 def _sample(value: Any) -> tuple[Tensor | None, bool]:
