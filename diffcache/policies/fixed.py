@@ -20,7 +20,8 @@ class Interval(Policy):
         every: the interval in steps; None never computes from `start` on.
         start: the first step that may be skipped.
         phase: steps from `start` to the one that the interval is counted from.
-        within: skips only at timesteps between these two, both exclusive; None for anywhere.
+        within: skips only at timesteps between these two of 1000, both exclusive; None for
+            anywhere.
     """
 
     every: int | None = 2
