@@ -1,8 +1,9 @@
 """Builds every transformer and UNet class of diffusers small and checks each site on it.
 
-python bench/coverage.py            all classes; writes docs/coverage.md
-python bench/coverage.py Wan Flux   classes with these words in their names; prints only
-python bench/coverage.py --check    fails if docs/coverage.md is not made from the results
+python bench/coverage.py                   all classes; writes docs/coverage.md
+python bench/coverage.py Wan Flux          classes with these words in their names; prints only
+python bench/coverage.py --site guidance   one site; the others keep their results
+python bench/coverage.py --check           fails if docs/coverage.md is not made from the results
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import coverage_checks
@@ -22,13 +25,18 @@ import torch
 from diffcache.sites.discovery import is_denoiser
 
 
-def measure(name: str) -> dict[str, Any]:
-    """The result of one class: its statuses and notes by site."""
+def measure(
+    name: str, columns: Sequence[coverage_checks.Column], known: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of one class: statuses and notes by site, other sites' from what is `known`."""
     package = denoisers.classes()[name].__module__.split(".")[2]
     result: dict[str, Any] = {"class": name, "package": package, "sites": {}, "notes": {}}
-    columns = coverage_checks.COLUMNS
+    measured = [column.name for column in columns]
+    for part in ("sites", "notes"):
+        old = known.get(part, {})
+        result[part] = {site: old[site] for site in old if site not in measured}
     try:
-        found = _verdicts(name)
+        found = _verdicts(name, columns)
     except Exception as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         found = [coverage_checks.Verdict("not built", why)] * len(columns)
@@ -39,12 +47,15 @@ def measure(name: str) -> dict[str, Any]:
     return result
 
 
-def _verdicts(name: str) -> list[coverage_checks.Verdict]:
-    columns, model, rows = coverage_checks.COLUMNS, denoisers.build(name), denoisers.rows(name)
+def _verdicts(
+    name: str, columns: Sequence[coverage_checks.Column]
+) -> list[coverage_checks.Verdict]:
+    model = denoisers.build(name)
     if not is_denoiser(model):
         why = "it takes no timestep, or helps another model"
         return [coverage_checks.Verdict("not applicable", why)] * len(columns)
-    subject = coverage_checks.Subject(model, denoisers.caller(name, rows), rows)
+    caller = partial(denoisers.caller, name)
+    subject = coverage_checks.Subject(model, caller, denoisers.rows(name))
     return [coverage_checks.check(subject, column) for column in columns]
 
 
@@ -52,6 +63,8 @@ def main() -> int:
     """Runs as the arguments say; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
+    sites = [column.name for column in coverage_checks.COLUMNS]
+    parser.add_argument("--site", choices=sites)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     if arguments.check:
@@ -64,11 +77,13 @@ def main() -> int:
         for name in denoisers.classes()
         if not arguments.words or any(word in name for word in arguments.words)
     ]
+    columns = [c for c in coverage_checks.COLUMNS if arguments.site in (None, c.name)]
+    known = coverage_report.newest() if arguments.site else {}
     start = time.perf_counter()
     results = []
     with torch.no_grad():
         for name in names:
-            results.append(measure(name))
+            results.append(measure(name, columns, known.get(name, {})))
             print(name, *results[-1]["sites"].values(), *results[-1]["notes"].values(), sep=" | ")
     print(f"{len(names)} classes in {time.perf_counter() - start:.0f} s")
     if not arguments.words:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffcache import Guards, Method
 from diffcache.policies import Mask
 from diffcache.predictors import Reuse
 from diffcache.runtime.rows import tensor_leaves
-from diffcache.sites import BlockStack, Modules, Output, Site, UNetBranch, recording
+from diffcache.sites import BlockStack, Guidance, Modules, Output, Site, UNetBranch, recording
 from diffcache.sites.discovery import block_lists, is_unet
 from diffcache.sites.modules import modules_of
 from diffcache.sites.unet_levels import below
@@ -37,12 +37,14 @@ class Column:
         site: the site.
         parts: the parts of a model that the site bypasses; a model without any is none of its.
         kept: how many of the parts a skip runs all the same.
+        guided: whether a skip runs half of the rows, in calls with both branches of guidance.
     """
 
     name: str
     site: Site
     parts: Callable[[nn.Module], list[nn.Module]]
     kept: int = 0
+    guided: bool = False
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -59,6 +61,7 @@ COLUMNS = (
     Column("block stack, no head", BlockStack(head=0), _blocks),
     Column("UNet branch", UNetBranch(), _branch),
     Column("modules", Modules(), lambda model: list(modules_of(model).values())),
+    Column("guidance", Guidance(), lambda model: [model], kept=1, guided=True),
 )
 
 
@@ -85,17 +88,22 @@ class Subject:
 
     Args:
         model: the model.
-        arguments: gives a call's arguments by name: `arguments(timestep, scale)`.
-        rows: rows of the batch.
+        caller: gives, for a number of rows, what gives a call's arguments by name:
+            `caller(rows)(timestep, scale)`.
+        samples: samples of the batch.
+        guided: whether a call has two rows a sample, the second of them conditional.
     """
 
     model: nn.Module
-    arguments: Callable[[float, float], dict[str, Any]]
-    rows: int
+    caller: Callable[[int], Callable[[float, float], dict[str, Any]]]
+    samples: int
+    guided: bool = False
     scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
     plain: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.rows = self.samples * (1 + self.guided)
+        self.arguments = self.caller(self.rows)
         self.plain = self.run()
 
     def run(self, after: Callable[[], None] = lambda: None) -> list[Tensor]:
@@ -110,13 +118,18 @@ class Subject:
             listed = any(leaf.shape[0] != self.rows for leaf in output)
             rows = [torch.stack(output)] if listed else output
             found.append(torch.cat([leaf.flatten(1).double() for leaf in rows], 1))
-            self.scheduler.step(rows[0], t, torch.zeros_like(rows[0]))
+            prediction = torch.lerp(*rows[0].chunk(2), 4.0) if self.guided else rows[0]
+            self.scheduler.step(prediction, t, torch.zeros_like(prediction))
             after()
         return found
 
 
 def check(subject: Subject, column: Column) -> Verdict:
     """Puts the column's site on the subject and checks what it promises."""
+    if column.guided:
+        if subject.samples == 1:
+            return Verdict("not applicable", "its inputs are packed without rows")
+        subject = replace(subject, guided=True, plain=[])
     try:
         column.site.check(subject.model)
     except ValueError:
@@ -178,6 +191,9 @@ def _skipping(subject: Subject, column: Column) -> Verdict:
             raise Failed(f"a placeholder reaches the output of step {step}")
         if torch.equal(found[step], subject.plain[step]) != computed:
             raise Failed(f"step {step} is {'not ' if computed else ''}what a full run gives")
+        given, wanted = (run[step][subject.samples :] for run in (found, subject.plain))
+        if column.guided and not torch.allclose(given, wanted, rtol=1e-3, atol=1e-4):
+            raise Failed(f"conditional rows of step {step} are not those of a full run")
         if not computed and ran.steps[step] > column.kept:
             spared = [note for note in report.notes if "stay computed" in note]
             if not spared:
@@ -195,7 +211,7 @@ def _skipping(subject: Subject, column: Column) -> Verdict:
 
 def _mixed_rows(subject: Subject, column: Column, whole: Verdict) -> Verdict:
     """Checks steps that compute some rows; gives `whole` where nothing is to be said of them."""
-    if subject.rows == 1:
+    if subject.samples == 1:
         return whole
     _wrap(subject, column, MIXED)
     with poisoned(float("nan")):

@@ -32,7 +32,8 @@ called in a loop with each site on it:
 - placeholders filled with NaN, or with another number, change nothing in the output;
 - never skipping gives the plain model's output, bit for bit;
 - unwrapping gives the plain model back;
-- in a step that computes some rows of a batch, these are the rows of a full run.
+- in a step that computes some rows of a batch, these are the rows of a full run;
+- for the guidance site, calls hold both branches, and the conditional rows are those of a full run.
 
 `ok`: all of this holds. Where something cannot be done, the generation's report says so, and the
 rest still holds: `batch as one`: samples are skipped together or not at all; `in part`: some of

@@ -41,7 +41,8 @@ def wrap(
         method: a name from `methods()`, or a `Method`.
         scheduler: the scheduler of that loop; only for a bare denoiser.
         mask: decisions to play back in place of the method's policy, `[steps, samples]` bool as in
-            `report(pipe).mask`, without guards.
+            `report(pipe).mask`, without guards; the steps are those of a whole call, which may
+            denoise several times.
         calibration: what `diffcache.calibrate` has measured for the method.
         options: options of the method's parts, for example `tolerance=0.08`,
             `max_consecutive_skips=8`, `protect=(3, 1)`, `force=True`.

@@ -27,7 +27,7 @@ class Calibration:
     Attributes:
         method: name of the method that they were measured for.
         base: denoisers and schedulers, class and hash of the config of each: these must agree.
-        weights: hash of sampled weights.
+        weights: hash of sampled weights; empty if none were in memory.
         adapters: active adapters and their scales.
         setting: simple arguments of the calls.
         statistics: the numbers.
@@ -75,9 +75,10 @@ class Calibration:
         """What differs from when it was measured, in words."""
         modules = list(modules)
         found = []
+        weights = weights_of(modules)
         if adapters_of(modules) != self.adapters:
             found.append(f"adapters {adapters_of(modules)} in place of {self.adapters}")
-        elif weights_of(modules) != self.weights:
+        elif weights and self.weights and weights != self.weights:
             found.append("other weights")
         if steps is not None and steps != self.statistics.steps:
             found.append(f"{steps} steps in place of {self.statistics.steps}")
@@ -104,12 +105,19 @@ def fitted(
     """The method with what it needs measured: from `calibration`, or as published.
 
     Raises:
-        ValueError: the calibration is of another pipeline or lacks what the method needs, or the
-            method needs one and none fits.
+        ValueError: the calibration is of another pipeline or another method, or the method takes
+            none, or needs one and none fits.
     """
     policy = method.policy
     if calibration is not None:
         calibration.check(modules, schedulers)
+        if policy.measured is not None and calibration.method != method.name:
+            raise ValueError(
+                f"this calibration was measured for {calibration.method!r} and is given to "
+                f"{method.name!r}; call diffcache.wrap(pipe, {calibration.method!r}, "
+                f"calibration=calibration), or diffcache.calibrate(pipe, prompts, "
+                f"method={method.name!r})"
+            )
         return replace(method, policy=policy.fit(calibration.statistics))
     if policy.measured is None or getattr(policy, policy.measured) is not None:
         return method
@@ -139,8 +147,12 @@ def _config(part: Any) -> str:
 
 
 def weights_of(modules: Iterable[nn.Module]) -> str:
-    """Hash of a few elements of a few parameters; adapters are left out."""
+    """Hash of a few elements of a few parameters; adapters are left out.
+
+    Empty where there is nothing to read, as of weights that accelerate keeps away.
+    """
     digest = hashlib.sha256()
+    read = False
     for module in modules:
         named = sorted(
             (name.replace(".base_layer", ""), parameter)
@@ -151,7 +163,8 @@ def weights_of(modules: Iterable[nn.Module]) -> str:
             flat = parameter.detach().reshape(-1)
             sampled = flat[:: max(1, flat.numel() // _ELEMENTS)].to("cpu", torch.float32)
             digest.update(f"{name} {tuple(parameter.shape)}".encode() + sampled.numpy().tobytes())
-    return digest.hexdigest()[:16]
+            read = True
+    return digest.hexdigest()[:16] if read else ""
 
 
 def adapters_of(modules: Iterable[nn.Module]) -> dict[str, float]:

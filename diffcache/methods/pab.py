@@ -2,8 +2,9 @@
 
 Published: spatial attention every 2nd step, temporal every 4th, cross-attention every 6th, between
 timesteps 100 and 800; MLPs are computed, as in diffusers' port. Ours: each guidance branch has a
-cache of its own; in that port, branches in calls of their own get each other's attention. The cache
-holds one output of each attention module for each branch: tokens × width × modules.
+cache of its own; in that port, branches in calls of their own get each other's attention. Ours too:
+timesteps that are logarithms of σ, as of SVD and Stable Audio, are spread evenly from 1000 to 0.
+The cache holds one output of each attention module for each branch: tokens × width × modules.
 """
 
 from diffcache.policies import ByRole, Interval

@@ -42,8 +42,10 @@ class Step:
         total: scheduler steps of the run.
         weight: how far the scheduler moves the sample at this step for a unit prediction, in
             units of the clean sample, over the median of the run's steps.
-        timestep: the scheduler's own timestep, 1000 at pure noise for most; NaN where it has none.
+        timestep: from 1000 at pure noise to 0, as most schedulers count; timesteps of another kind
+            are spread over it. NaN where the scheduler has none.
         grid: all steps of the run; None before its length is known.
+        earlier: steps of the runs before, where one call denoises several times.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Step:
     weight: float = 1.0
     timestep: float = nan
     grid: Grid | None = None
+    earlier: int = 0
 
 
 class Evidence:

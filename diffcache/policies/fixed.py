@@ -20,7 +20,8 @@ class Interval(Policy):
         every: the interval in steps; None never computes from `start` on.
         start: the first step that may be skipped.
         phase: steps from `start` to the one that the interval is counted from.
-        within: skips only at timesteps between these two, both exclusive; None for anywhere.
+        within: skips only at timesteps between these two of 1000, both exclusive; None for
+            anywhere.
     """
 
     every: int | None = 2
@@ -112,8 +113,9 @@ class Mask(Policy):
     """Plays back the decisions of an earlier run: `report(pipe).mask`, a schedule, a list.
 
     Args:
-        mask: rows are steps, columns samples, True = compute; one flat list of steps serves any
-            batch. Steps beyond its end are computed, and so is a batch of another size.
+        mask: rows are the steps of a call, those of all its runs where it denoises several times;
+            columns are samples, True = compute. One flat list of steps serves any batch. Steps
+            beyond its end are computed, and so is a batch of another size.
     """
 
     mask: tuple[tuple[bool, ...], ...]
@@ -129,7 +131,8 @@ class Mask(Policy):
         object.__setattr__(self, "mask", tuple(tuple(row) for row in rows))
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
-        row = self.mask[step.index] if step.index < len(self.mask) else (True,)
+        place = step.earlier + step.index
+        row = self.mask[place] if place < len(self.mask) else (True,)
         if len(row) == 1:
             row = row * evidence.samples
         if len(row) != evidence.samples:

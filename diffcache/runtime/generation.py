@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checking import run_first, unchecked
+from .lanes import Lane
 from .names import Names
 from .promises import kept
 from .report import Report
@@ -68,7 +69,7 @@ class Generation:
         with self._surviving:
             if self.run is not None and self.run.index == 0:
                 self.runs.pop()
-            self.runs.append(Run(self.method, scheduler, kind))
+            self._open_run(scheduler, kind)
 
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
@@ -80,7 +81,7 @@ class Generation:
         self.turn = None
         with self._surviving:
             if self.run is None:
-                self.runs.append(Run(self.method, scheduler, kind))
+                self._open_run(scheduler, kind)
             if self.run.scheduler is not scheduler:
                 return
             if not isinstance(arguments.get("model_output"), Tensor):
@@ -94,13 +95,17 @@ class Generation:
             if outgrown:
                 self._shrink(limit, scheduler, kind)
 
+    def _open_run(self, scheduler: Any, kind: str) -> None:
+        made = len(self.masks) + sum(run.index for run in self.runs)
+        self.runs.append(Run(self.method, scheduler, kind, made))
+
     def _shrink(self, limit: int, scheduler: Any, kind: str) -> None:
         """Goes on with a site that keeps less, from the next step on."""
         self._close_runs()
         self.method, self.fall_back = self.fall_back(), None
         # The pipeline's count of steps is not that of the rest.
         self.expected_steps = lambda: None
-        self.runs.append(Run(self.method, scheduler, kind))
+        self._open_run(scheduler, kind)
         self.report.note(
             f"the caches outgrew max_cache_bytes={limit}, so only whole outputs were kept from "
             f"step {self.steps_seen} on"
@@ -168,12 +173,10 @@ class Generation:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments)
-        if run.index and not (lane.histories or lane.memory) and not run.full:
-            self.report.note(
-                "a call after the first step continued no earlier one (other conditioning, shape "
-                "or denoiser, or an output without a batch axis) and was computed"
-            )
-        return Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
+        turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
+        if turn.mask is not None and not turn.full and not (lane.histories or lane.memory):
+            self.report.note(_nothing_kept(lane))
+        return turn
 
     def _compare_version(self, run: Run) -> None:
         """Starts afresh where a callback has changed the denoiser since the last step."""
@@ -251,6 +254,19 @@ class _Survival:
             return False
         self.generation._give_up(f"{type(error).__name__}: {error}")
         return True
+
+
+def _nothing_kept(lane: Lane) -> str:
+    """Why a call that was to be skipped has nothing to be forecast from."""
+    if lane.calls > 1:
+        return (
+            "a call in a skipped step was computed, as earlier ones left nothing to forecast from "
+            "(an output without a batch axis, or parts that could not be observed)"
+        )
+    return (
+        "a call in a skipped step was computed, as it continued no earlier one (a guidance branch "
+        "that begins late, or other conditioning, shape or denoiser)"
+    )
 
 
 def _sample(value: Any) -> tuple[Tensor | None, bool]:

@@ -32,12 +32,13 @@ class Lane:
 
     Attributes:
         changes: by signal, the mean squared change `[rows]` between the last two values of a row.
+        calls: how many have continued it, its first one with them.
     """
 
     def __init__(self, conditioning: tuple[Any, ...], capacity: int) -> None:
         self.conditioning = conditioning
         self.capacity = capacity
-        self.idle = 0
+        self.idle = self.calls = 0
         self.histories: dict[Hashable, History] = {}
         self.memory: dict[Hashable, Any] = {}
         self.changes: dict[Hashable, Tensor] = {}
@@ -134,6 +135,7 @@ class Lanes:
             lane = Lane(conditioning, self.capacity)
             known.append(lane)
         lane.conditioning = conditioning
+        lane.calls += 1
         self._used.add(id(lane))
         return lane
 

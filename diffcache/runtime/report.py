@@ -35,7 +35,8 @@ class Report:
             modules, by the share of the modules that computed.
         total: row-steps that a plain pipeline would have computed.
         calls: denoiser calls that ran the denoiser at all.
-        mask: `[steps, samples]` bool, True = computed; `wrap(pipe, mask=report.mask)` replays it.
+        mask: `[steps, samples]` bool, True = computed, of all runs where the call denoised several
+            times; `wrap(pipe, mask=report.mask)` replays it.
         trace: one `Event` a step.
         cache_bytes: most memory the caches held.
         prefix: row-steps whose outputs were kept for `refine`; in the report of a refined

@@ -56,10 +56,10 @@ class Run:
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
-    def __init__(self, method: Composition, scheduler: Any, kind: str) -> None:
+    def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
         self.method = method
         self.scheduler = scheduler
-        self.timetable = Timetable(scheduler)
+        self.timetable = Timetable(scheduler, earlier)
         self.opening: float | None = None
         self._enter(0)
         self.predictor = method.predictor
@@ -116,7 +116,7 @@ class Run:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
         timetable.locate(timestep, total, guards)
-        self.predictor = self.predictor.over(tuple(timetable.timesteps[timetable.begin :]))
+        self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
@@ -275,7 +275,8 @@ class Run:
             "skip" if not done else rule if rule != "skip" else "policy"
             for done, rule in zip(mask, self.rules, strict=True)
         ]
-        self.trace.append(Event(self.index, self.step.timestep, tuple(rules)))
+        timestep = self.timetable.timestep(self.index)
+        self.trace.append(Event(self.index, timestep, tuple(rules)))
         self.lane_masks = []
 
     def _decided(self) -> list[bool]:

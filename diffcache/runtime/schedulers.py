@@ -27,6 +27,9 @@ _LAST = 3.0
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
 
+# A timetable that reaches no further counts no timesteps: it is in σ, or a function of it.
+_LEAST_COUNT = 10
+
 
 def stochastic_by_kind(scheduler: Any, name: str) -> str | None:
     """Why a scheduler of class `name` with this configuration draws noise, or None."""
@@ -53,6 +56,18 @@ def stochastic_by_call(arguments: dict[str, Any]) -> str | None:
 def timesteps_of(scheduler: Any) -> list[float]:
     """The scheduler's timesteps on the host."""
     return [float(t) for t in torch.as_tensor(scheduler.timesteps).tolist()]
+
+
+def out_of_1000(times: list[float]) -> list[float]:
+    """`times` as most schedulers count: 1000 at pure noise, 0 at the clean sample.
+
+    Timesteps of another kind, such as logarithms or angles of σ, are spread over it evenly, from
+    the last of the timetable to the first.
+    """
+    low, high = min(times, default=0.0), max(times, default=0.0)
+    if low >= 0 and _LEAST_COUNT < high <= 1000:
+        return times
+    return [1000 * (time - low) / ((high - low) or 1.0) for time in times]
 
 
 def is_flow(scheduler: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from diffcache.policies import Grid, Step
 
 from .guards import Guards
-from .schedulers import coordinates, is_flow, noise, timesteps_of, weights
+from .schedulers import coordinates, is_flow, noise, out_of_1000, timesteps_of, weights
 
 
 class Timetable:
@@ -16,14 +16,18 @@ class Timetable:
 
     Attributes:
         timesteps: all of the scheduler's.
+        scaled: of each, the same as most schedulers count, from 1000 to 0.
         coordinates: of each, the coordinate of its noise.
         weights: of each, how much an error at it weighs.
         begin: the place of the run's first step; not 0 for img2img.
+        earlier: steps that the call made in other runs before.
         total: steps of the run; None before its first step was seen.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, earlier: int = 0) -> None:
+        self.earlier = earlier
         self.timesteps = timesteps_of(scheduler)
+        self.scaled = out_of_1000(self.timesteps)
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         self.begin = 0
@@ -54,8 +58,13 @@ class Timetable:
     def step(self, index: int) -> Step:
         """What policies are told of step number `index`."""
         place = self._place(index)
-        timestep = self.timesteps[place] if self.timesteps else nan
-        return Step(index, self.total, self.weights[place], timestep, self._grid)
+        timestep = self.scaled[place] if self.scaled else nan
+        weight = self.weights[place]
+        return Step(index, self.total, weight, timestep, self._grid, self.earlier)
+
+    def timestep(self, index: int) -> float:
+        """The scheduler's own timestep at step number `index`; NaN if it has none."""
+        return self.timesteps[self._place(index)] if self.timesteps else nan
 
     def time(self, index: int) -> float:
         """The coordinate of step number `index`."""

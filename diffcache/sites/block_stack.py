@@ -21,6 +21,7 @@ from .block_ports import BlockPort, run_compiled
 from .discovery import block_lists, is_unet
 from .gathering import bridged, scattered
 from .modulated import ModulatedInput
+from .offloading import Offloading
 from .output import Output, OutputAttachment
 from .recording import Recording, describe
 
@@ -94,6 +95,7 @@ class _BlockStackAttachment(Attachment):
         self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
         served = [(block, partial(self._serve, block)) for block in self.blocks]
         self.ports = ports.attach(denoiser, served, handlers, BlockPort)
+        self.offloading = Offloading(self.blocks)
 
     def detach(self) -> None:
         ports.detach(self.ports, self.blocks)
@@ -116,6 +118,7 @@ class _BlockStackAttachment(Attachment):
             if turn.mask is None:
                 turn.compute_all()
             if self.draft_error is not None and turn.reject(self.draft_error):
+                self.offloading.restore()
                 output = turn.invoke(turn.args, turn.kwargs)
             if not recorded:
                 self.recording.settle()
@@ -126,6 +129,7 @@ class _BlockStackAttachment(Attachment):
             self._keep_modulated()
         finally:
             self.turn = self.head_entry = None
+            self.offloading.restore()
             if self.modulated is not None:
                 self.modulated.value = None
             self.entries.clear()
@@ -194,6 +198,7 @@ class _BlockStackAttachment(Attachment):
             output = compute(*args, **kwargs)
             turn.lane.memory[("output", id(block))] = describe(output)
         elif turn.none:
+            self.offloading.pass_over(block)
             described = turn.lane.memory[("output", id(block))]
             output = None if role.sink else described.fill(described.blank())
         else:

@@ -20,6 +20,7 @@ from . import ports
 from .base import Attachment, Site
 from .discovery import plain_module
 from .gathering import call_rows
+from .offloading import Offloading
 from .output import Output, OutputAttachment
 from .recording import describe
 
@@ -139,6 +140,7 @@ class _ModulesAttachment(Attachment):
         ]
         served = [(spot.module, partial(self._serve, spot)) for spot in self.spots]
         self.ports = ports.attach(denoiser, served, handlers)
+        self.offloading = Offloading(spot.module for spot in self.spots)
 
     def detach(self) -> None:
         ports.detach(self.ports, [spot.module for spot in self.spots])
@@ -159,6 +161,7 @@ class _ModulesAttachment(Attachment):
                 output = turn.invoke(turn.args, turn.kwargs)
         finally:
             self.turn = None
+            self.offloading.restore()
         if not any(spot.role in self.roles and not spot.alone for spot in self.spots):
             self.blind = True
         elif alone := sum(spot.alone for spot in self.spots):
@@ -236,6 +239,8 @@ class _ModulesAttachment(Attachment):
             for part, whole in zip(tensor_leaves(computed), values, strict=True):
                 merge(rows_first(part, len(index)), whole, index)
             turn.remember(spot.path, values, mask, spot.role)
+        else:
+            self.offloading.pass_over(spot.module)
         return turn.lane.memory[spot.path].fill(values)
 
     def _keep(self, turn: Turn, spot: _Spot, args: tuple, kwargs: dict, output: Any) -> None:

@@ -18,6 +18,7 @@ from . import ports
 from .base import Attachment, Site
 from .discovery import is_unet, plain_module
 from .gathering import bridged, scattered
+from .offloading import Offloading
 from .output import OutputAttachment
 from .recording import Described, describe
 from .unet_levels import below
@@ -86,6 +87,7 @@ class _BranchAttachment(Attachment):
         self.feature: list[Tensor] | None = None
         served = [(module, partial(self._serve, module)) for module in self.below.modules]
         self.ports = ports.attach(denoiser, served, handlers)
+        self.offloading = Offloading(self.below.modules)
 
     def detach(self) -> None:
         ports.detach(self.ports, self.below.modules)
@@ -106,6 +108,7 @@ class _BranchAttachment(Attachment):
                 self._settle(turn)
         finally:
             self.turn = self.feature = None
+            self.offloading.restore()
             self.order.clear()
         return output
 
@@ -144,11 +147,14 @@ class _BranchAttachment(Attachment):
         if turn is None:
             return plain(*args, **kwargs)
         turn.in_model = False
-        output = self._play(turn, id(module), plain, args, kwargs)
+        output = self._play(turn, module, plain, args, kwargs)
         turn.in_model = turn.full
         return output
 
-    def _play(self, turn: Turn, key: int, plain: Callable, args: tuple, kwargs: dict) -> Any:
+    def _play(
+        self, turn: Turn, module: nn.Module, plain: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        key = id(module)
         if turn.full:
             output = turn.compute(plain, *args, **kwargs)
             turn.lane.memory[("output", key)] = (describe(output), _aliases(output))
@@ -161,9 +167,10 @@ class _BranchAttachment(Attachment):
                 self._keep(turn, tensor_leaves(output))
             return output
         described, aliases = turn.lane.memory[("output", key)]
-        if turn.none and key != self.sink:
-            return described.fill(described.blank())
         if turn.none:
+            self.offloading.pass_over(module)
+            if key != self.sink:
+                return described.fill(described.blank())
             return _fill(described, aliases, turn.forecast("deep"))
         whole = scattered(described, plain, args, kwargs, turn.rows, turn.index())
         if key == self.sink:

@@ -101,6 +101,16 @@ def test_what_is_missing_is_refused_with_the_call_that_measures_it(dit):
         diffcache.wrap(dit, "adaptive", calibration=measure(dit, "magcache"))
 
 
+def test_another_method_is_refused(dit):
+    calibration = measure(dit, "teacache")
+    refused = r"for 'teacache' and is given to 'magcache'; call .*calibrate\(pipe.*'magcache'\)"
+    with pytest.raises(ValueError, match=refused):
+        diffcache.wrap(dit, "magcache", calibration=calibration)
+    with pytest.raises(ValueError, match="is not wrapped"):
+        diffcache.report(dit)
+    diffcache.wrap(dit, "teacache", calibration=calibration, threshold=0.5)
+
+
 def test_another_scheduler_is_refused(dit):
     calibration = measure(dit, "magcache")
     dit.scheduler = type(dit.scheduler).from_config(dit.scheduler.config, shift=3.0)

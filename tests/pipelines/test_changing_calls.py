@@ -8,6 +8,7 @@ import diffcache
 
 METHODS = ["adaptive", "deepcache", "fora"]
 HALF = [step % 2 == 0 for step in range(10)]
+THIRD = [step % 3 == 0 for step in range(10)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -31,6 +32,27 @@ def test_guidance_that_ends_on_the_way(unet, generate, method):
     assert torch.equal(cut(), plain)
 
 
+@pytest.mark.parametrize("begin", [3, 4], ids=["skipped step", "computed step"])
+def test_guidance_that_begins_on_the_way(unet, begin):
+    """A branch's first call is computed; where the step computes anyhow, nothing is to be said."""
+    model, scheduler, calls = unet.unet, unet.scheduler, []
+    model.down_blocks[0].register_forward_hook(lambda *_: calls.append(step))
+    diffcache.wrap(model, "interval", scheduler=scheduler, mask=HALF)
+    texts = [torch.full((1, 7, 32), float(value)) for value in (1, 2)]
+    scheduler.set_timesteps(len(HALF))
+    latents = torch.ones(1, 4, 8, 8)
+    for step, time in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            found = [
+                model(latents, time, encoder_hidden_states=text).sample
+                for text in texts[: 1 + (step >= begin)]
+            ]
+        latents = scheduler.step(sum(found), time, latents).prev_sample
+    assert sorted(calls) == sorted([0, 2, 4, 6, 8, *{begin, 4, 6, 8}])
+    notes = diffcache.report(model).notes
+    assert any("begins late" in note for note in notes) == (begin == 3)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_video_that_is_denoised_twice(family, method):
     """FreeInit runs all timesteps twice; the second run finds nothing of the first one's cache."""
@@ -44,9 +66,11 @@ def test_video_that_is_denoised_twice(family, method):
     plain = generate()
     diffcache.wrap(made.pipe, method, mask=[True])
     assert torch.equal(generate(), plain)
-    diffcache.wrap(made.pipe, method, mask=HALF)
+    diffcache.wrap(made.pipe, method, mask=HALF + THIRD)
     latents = generate()
     report = diffcache.report(made.pipe)
-    assert report.mask[:, 0].tolist() == HALF * 2
-    assert report.compute_fraction == 0.5
+    assert report.mask[:, 0].tolist() == HALF + THIRD
+    assert report.compute_fraction == 0.45
+    diffcache.wrap(made.pipe, method, mask=report.mask)
     assert torch.equal(generate(), latents)
+    assert diffcache.report(made.pipe).mask.tolist() == report.mask.tolist()

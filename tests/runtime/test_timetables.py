@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
 from diffusers import StableDiffusionPipeline as StableDiffusion
 
 import diffcache
 from diffcache.runtime import generation
 from diffcache.runtime.run import Run
+from diffcache.runtime.timetable import Timetable
 
 
 @pytest.fixture
@@ -62,6 +63,24 @@ def test_image_to_image_begins_in_the_middle(unet, runs, gate, strength, kind):
     assert [event.timestep for event in report.trace] == pipe.scheduler.timesteps[-steps:].tolist()
     wanted = [i % 4 == 0 or i < 3 or i == steps - 1 for i in range(steps)]
     assert report.mask[:, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize("steps", [5, 30])
+def test_timesteps_count_from_1000(unet, dit, steps):
+    for scheduler in (unet.scheduler, dit.scheduler):
+        scheduler.set_timesteps(steps)
+        table = Timetable(scheduler)
+        assert table.scaled == table.timesteps == scheduler.timesteps.tolist()
+    sigmas = EDMEulerScheduler()
+    sigmas.set_timesteps(steps)
+    table = Timetable(sigmas)
+    assert table.timesteps == sigmas.timesteps.tolist()
+    span = table.timesteps[0] - table.timesteps[-1]
+    assert table.scaled == pytest.approx(
+        [1000 * (time - table.timesteps[-1]) / span for time in table.timesteps]
+    )
+    assert [table.step(i).timestep for i in range(steps)] == table.scaled
+    assert [table.timestep(i) for i in range(steps)] == table.timesteps
 
 
 class StepsACopy(StableDiffusion):

@@ -1,11 +1,13 @@
 """The site checks of `bench/coverage.py` on some classes, and that the saved table holds."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from diffcache.sites import guidance
 from diffcache.sites.block_stack import _BlockStackAttachment as BlockStackAttachment
 
 # What models warn of at such sizes, in fp32, or on a CPU is theirs.
@@ -34,9 +36,9 @@ def verdicts(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dic
     monkeypatch.delenv("DIFFCACHE_STRICT")
 
     def run(name: str) -> dict[str, Any]:
-        rows = denoisers.rows(name)
+        caller = partial(denoisers.caller, name)
         with torch.no_grad():
-            subject = checks.Subject(denoisers.build(name), denoisers.caller(name, rows), rows)
+            subject = checks.Subject(denoisers.build(name), caller, denoisers.rows(name))
             return {column.name: checks.check(subject, column) for column in checks.COLUMNS}
 
     return run
@@ -65,6 +67,7 @@ def test_structures(verdicts, name, output, stack):
     found = {site: verdict.status for site, verdict in verdicts(name).items()}
     assert found["output"] == output
     assert found["block stack"] == found["block stack, no head"] == stack
+    assert found["guidance"] == "ok"
 
 
 @pytest.mark.slow
@@ -94,6 +97,12 @@ def test_checks_notice_a_leak(verdicts, monkeypatch):
     assert found["output"].status == "ok"
     assert found["block stack"].status == "failed"
     assert "a placeholder reaches the output" in found["block stack"].note
+
+
+def test_checks_notice_branches_that_are_mixed_up(verdicts, monkeypatch):
+    monkeypatch.setattr(guidance, "conditional_half", lambda *_: 0)
+    found = verdicts("PixArtTransformer2DModel")["guidance"]
+    assert found.status == "failed" and "conditional rows of step 2" in found.note
 
 
 def test_table_is_made_from_the_results(bench):
