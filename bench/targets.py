@@ -52,8 +52,8 @@ TUNED_ON = (8, 16)
 """How many prompts `tune` is given."""
 
 ROWS = (4, 2)
-SERVED = 8
-"""Pictures a batch where `compute_rows` is measured."""
+FREE = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Tolerances of the free decisions that `compute_rows` is compared with, at equal compute."""
 
 PEERS = {"easycache": BATCH, "adaptivediffusion": 1, "teacache": BATCH, "fbcache": BATCH}
 """Threshold rules at their published defaults, with the pictures a call: the released code of
@@ -201,11 +201,16 @@ def same(stand: Stand, few: int) -> Iterator[dict]:
 
 
 def sized(stand: Stand) -> Iterator[dict]:
-    """`compute_rows` against decisions that are free for each picture."""
-    for share in (0.35, 0.5):
-        for rows in (None, *ROWS):
-            played = stand.play(batch=SERVED, compute=share, compute_rows=rows)
-            yield {"asked": share, "rows": rows, "sizes": list(played.sizes), **played.row()}
+    """`compute_rows` beside decisions that are free for each picture, by share and by tolerance."""
+    asked = [{"compute": share} for share in (0.35, 0.5)]
+    asked += [{"tolerance": tolerance} for tolerance in (0.08, 0.3)]
+    free = [{"tolerance": tolerance} for tolerance in FREE]
+    for rows, settings in ((None, asked[:2] + free), *((k, asked) for k in ROWS)):
+        for options in settings:
+            (kind, value), *_ = options.items()
+            played = stand.play(batch=targets_report.SERVED, compute_rows=rows, **options)
+            found = {"by": kind, "asked": value, "rows": rows, "sizes": list(played.sizes)}
+            yield {**found, **played.row()}
 
 
 def measure(parts: list[str], wanted: list[str] | None, prompts: int, few: int) -> Iterator[dict]:

@@ -188,15 +188,18 @@ def assured(decibels: np.ndarray) -> float:
 
     The one-sided tolerance bound mean − k s of a normal distribution, with k by Natrella
     (Experimental Statistics, NBS Handbook 91, 1963). Of few pictures the deviation s is hardly
-    known, so it is drawn towards `_SPREAD`, or towards none where pictures are at the cap.
+    known, so it is drawn towards `_SPREAD`, or towards none where pictures are at the cap. A few
+    pictures turn out quite another one, which tells nothing about the others: the median stands
+    for the mean, and none counts as farther below it than 2 `_SPREAD`.
     """
-    count, mean = len(decibels), float(decibels.mean())
-    expected = min(_SPREAD, metrics.CAP - mean)
+    count, middle = len(decibels), float(np.median(decibels))
+    expected = min(_SPREAD, metrics.CAP - middle)
     freedom = _BELIEVED + count - 1
-    squares = _BELIEVED * expected**2 + float(((decibels - mean) ** 2).sum())
+    apart = (decibels - middle).clip(min=-2 * _SPREAD)
+    squares = _BELIEVED * expected**2 + float((apart**2).sum())
     part, sure = NormalDist().inv_cdf(SHARE), NormalDist().inv_cdf(CONFIDENCE)
     a, b = 1 - sure**2 / (2 * freedom), part**2 - sure**2 / count
-    return mean - (part + sqrt(part**2 - a * b)) / a * sqrt(squares / freedom)
+    return middle - (part + sqrt(part**2 - a * b)) / a * sqrt(squares / freedom)
 
 
 class _Bench:
