@@ -212,3 +212,84 @@ def test_the_best_mask_is_each_samples_own_and_costs_no_more(of):
     decibels = np.array([[30.0, 20.0], [25.0, 28.0], [40.0, 22.0]])
     found = of("oracle").best(masks, decibels)
     assert {k: v.tolist() for k, v in found.items()} == {1: [30.0, 20.0], 2: [40.0, 28.0]}
+
+
+class _Stand:
+    """Ten pictures, of which picture i reaches 50 - i - 10 log10(tolerance / 0.01) dB."""
+
+    def __init__(self, targets):
+        self.targets, self.asked = targets, []
+
+    def play(self, tolerance):
+        self.asked.append(tolerance)
+        decibels = 50 - np.arange(10) - 10 * np.log10(tolerance / 0.01)
+        return self.targets.Played(decibels, np.full(10, 0.5), (8,))
+
+
+@pytest.mark.parametrize("psnr", [5.0, 30.0, 40.0, 55.0])
+def test_the_cheapest_tolerance_is_the_largest_that_nine_in_ten_pictures_meet(of, psnr):
+    targets = of("targets")
+    ladder = targets.Ladder(stand := _Stand(targets))
+    found = ladder.cheapest(psnr)
+    limit = 0.01 * 10 ** ((42 - psnr) / 10)
+    assert found <= limit * 1.0001 and limit < found * targets.FINEST
+    asked = len(stand.asked)
+    assert ladder.cheapest(psnr) == found and len(stand.asked) == asked
+
+
+def test_no_prompt_that_targets_are_judged_on_is_tuned_on(of):
+    listed = json.loads((BENCH / "tiny" / "prompts.json").read_text())["prompts"]
+    targets = of("targets")
+    held = {pair["prompt"] for pair in listed[: targets.HELD_OUT]}
+    others = listed[targets.HELD_OUT :]
+    assert len(others) >= max(targets.TUNED_ON)
+    assert not held & {pair["prompt"] for pair in others}
+
+
+def _asked(part, **more):
+    shared = {"part": part, "cell": "unet-ddim-28", "psnr": 50.0, "psnr_p5": 40.0, "compute": 0.36}
+    return {**shared, "prompts": 4, "least": 0.36, "most": 0.36, **more}
+
+
+ASKED = [
+    _asked("compute", asked=0.35),
+    _asked("compute", asked=0.5, most=0.54),
+    _asked("tune", asked=40, tuned_on=8, tolerance=0.1, met=0.95, cheapest=0.2,
+           cheapest_compute=0.31),
+    _asked("tune", asked=45, tuned_on=8, tolerance=0.1, met=0.95, cheapest=0.2,
+           cheapest_compute=0.29),
+    _asked("tune", asked=50, tuned_on=8, tolerance=0.1, met=0.85, cheapest=0.1,
+           cheapest_compute=0.36),
+    _asked("same", method="adaptive"),
+    _asked("same", method="adaptive", cell="dit-flow-50", psnr=55.0),
+    _asked("same", method="adaptive", cell="dit-flow-100", psnr=20.0),
+    _asked("same", method="fbcache", cell="dit-flow-50", psnr=30.0),
+    _asked("rows", by="tolerance", asked=0.02, rows=None, sizes=[1, 8], compute=0.3, psnr=48.0),
+    _asked("rows", by="tolerance", asked=0.01, rows=None, sizes=[1, 8], compute=0.4, psnr=52.0),
+    _asked("rows", by="tolerance", asked=0.01, rows=4, sizes=[0, 4, 8], compute=0.35, psnr=49.5),
+    _asked("rows", by="tolerance", asked=0.02, rows=4, sizes=[0, 4, 8], compute=0.35, psnr=48.5),
+    _asked("rows", by="tolerance", asked=0.03, rows=4, sizes=[0, 3, 8], compute=0.35, psnr=50.0),
+]  # fmt: skip
+
+
+def test_targets_are_judged_by_what_was_asked(of, tmp_path):
+    report = of("targets_report")
+    where = {"cpu": "x", "threads": 1, "torch": "2", "diffusers": "0", "date": "2026-11-21"}
+    (tmp_path / "targets.jsonl").write_text(
+        "\n".join(json.dumps({**row, **where}) for row in [{**ASKED[0], "most": 0.9}, *ASKED])
+    )
+    grouped = report.newest(tmp_path / "targets.jsonl")
+    verdicts = {
+        "compute": ["holds", "**fails**"],
+        "tune": ["holds", "**fails**", "**fails**"],
+        "rows": ["holds", "**fails**", "**fails**"],
+    }
+    tables = {"compute": report.share_table, "tune": report.tune_table, "rows": report.rows_table}
+    for part, expected in verdicts.items():
+        lines = tables[part](grouped[part]).splitlines()[2:]
+        assert [line.split("|")[-2].strip() for line in lines] == expected
+    assert report.spread(grouped["same"], "adaptive") == (2.5, 52.5)
+    report.write(tmp_path, tmp_path)
+    page = (tmp_path / "targets.md").read_text()
+    assert "It holds: 52.5 ± 2.5 dB" in page and "nan" not in page
+    assert (tmp_path / "targets.png").stat().st_size > 0
