@@ -15,8 +15,8 @@ from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
+from .block_gates import BlockGates
 from .discovery import block_lists, is_unet
-from .gate import close_gate, open_gate
 from .gathering import bridged, scattered
 from .modulated import ModulatedInput
 from .output import Output, OutputAttachment
@@ -89,16 +89,11 @@ class _BlockStackAttachment(Attachment):
         self.draft_error: Tensor | None = None
         modulated = site.probe == "modulated"
         self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
-        for block in self._blocks():
-            open_gate(block)
-            handlers[id(block)] = partial(self._serve, block)
-
-    def _blocks(self) -> list[nn.Module]:
-        return [block for blocks in self.lists for block in blocks]
+        blocks = [block for blocks in self.lists for block in blocks]
+        self.gates = BlockGates(blocks, self._serve, handlers)
 
     def detach(self) -> None:
-        for block in self._blocks():
-            close_gate(block)
+        self.gates.close()
         if self.modulated is not None:
             self.modulated.close()
 
@@ -109,12 +104,14 @@ class _BlockStackAttachment(Attachment):
         if not recorded or not self._known(turn):
             turn.compute_all()
         self.turn, self.draft_error = turn, None
+        self.gates.settle(turn, self.recording.plan)
         try:
             output = turn.invoke(turn.args, turn.kwargs)
             # Every block that would have asked was left out of the call.
             if turn.mask is None:
                 turn.compute_all()
             if self.draft_error is not None and turn.reject(self.draft_error):
+                self.gates.settle(turn, self.recording.plan)
                 output = turn.invoke(turn.args, turn.kwargs)
             if not recorded:
                 self.recording.settle()
@@ -228,6 +225,7 @@ class _BlockStackAttachment(Attachment):
             else:
                 found = latent_difference([known, probe], [1.0, -1.0])
                 turn.ask(found.abs_difference, found.abs_reference)
+            self.gates.settle(turn, self.recording.plan)
         return known
 
     def _look(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> None:
