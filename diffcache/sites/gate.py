@@ -42,18 +42,20 @@ class _Gate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         generation = current.get()
-        if generation is None and self.resident is not None:
-            generation = self.resident(args, kwargs)
-            token = current.set(generation)
-            try:
-                return self._serve(generation, args, kwargs)
-            finally:
-                current.reset(token)
-        return self._serve(generation, args, kwargs)
-
-    def _serve(self, generation: Generation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
-        handler = generation.handlers.get(self.identity) if generation is not None else None
+        if generation is None:
+            return self._outside(args, kwargs)
+        handler = generation.handlers.get(self.identity)
         return self.plain(*args, **kwargs) if handler is None else handler(self.plain, args, kwargs)
+
+    def _outside(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Serves a call that no pipeline makes."""
+        if self.resident is None:
+            return self.plain(*args, **kwargs)
+        token = current.set(self.resident(args, kwargs))
+        try:
+            return self(*args, **kwargs)
+        finally:
+            current.reset(token)
 
 
 def _attribute() -> str:

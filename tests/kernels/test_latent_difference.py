@@ -201,3 +201,21 @@ def test_inputs_stay_and_no_gradient_flows(engine, operand):
     result = kernels.latent_difference(tensors, coefficients, steps=True)
     assert not any(values.requires_grad for values in result)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3,), (8, 3), (2, 17, 5)], ids=shape_id)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=dtype_id)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_forecast_error_is_two_of_the_sums(engine, shape, dtype, per_row):
+    generator = torch.Generator().manual_seed(0)
+    tensors = tuple(
+        torch.randn(shape, generator=generator).to(engine.device, dtype) for _ in range(3)
+    )
+    rows = torch.randn(shape[0], 2, generator=generator)
+    coefficients = torch.cat((torch.ones(shape[0], 1), rows), 1).to(engine.device)
+    if not per_row:
+        coefficients = tuple(coefficients[0].tolist())
+    full = kernels.latent_difference(tensors, torch.as_tensor(coefficients))
+    found = kernels.forecast_error(tensors, coefficients)
+    expected = torch.stack((full.sq_difference, full.sq_reference))
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=0)
