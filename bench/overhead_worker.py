@@ -1,6 +1,7 @@
-"""One library on one small Flux transformer; a line on stdin runs a generation.
+"""One library on one small Flux transformer; a line on stdin runs a generation with and without.
 
-Answers each line with JSON: the median seconds of a denoiser call and of a scheduler step.
+Answers each line with JSON: the median seconds of a denoiser call and of a scheduler step, with
+the library and without it, on one model: twins differ by where their weights lie in memory.
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from statistics import median
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 import diffcache
+from diffcache.sites import BlockStack
 
-STEPS = 40
+# Dual-stream and single-stream blocks, and steps of a generation: the 57 are those of Flux.1.
+SIZES = {"4": (2, 2, 40), "57": (19, 38, 12)}
 
 
-def build() -> FluxTransformer2DModel:
-    """A FluxTransformer2DModel of 2 dual-stream and 2 single-stream blocks, random weights."""
+def build(size: str) -> FluxTransformer2DModel:
+    """A narrow FluxTransformer2DModel of that many blocks, random weights."""
     torch.manual_seed(0)
+    dual, single, _ = SIZES[size]
     return FluxTransformer2DModel(
         in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
+        num_layers=dual,
+        num_single_layers=single,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,
@@ -34,10 +39,15 @@ def build() -> FluxTransformer2DModel:
     ).eval()
 
 
-def put_on(name: str, model: FluxTransformer2DModel, scheduler) -> None:
-    """Enables the library called `name` such that it measures everything and never skips."""
+def put_on(name: str, model: FluxTransformer2DModel, scheduler, steps: int) -> None:
+    """Enables the library called `name` such that it measures everything and never skips.
+
+    `skip` is the exception: it skips whatever it may, with the forecast of `adaptive`.
+    """
     if name == "adaptive":
         diffcache.wrap(model, scheduler=scheduler, tolerance=0.0)
+    elif name == "stack":
+        diffcache.wrap(model, scheduler=scheduler, tolerance=0.0, site=BlockStack())
     elif name == "fbcache":
         diffcache.wrap(model, "fbcache", scheduler=scheduler, threshold=0.0)
     elif name == "skip":
@@ -57,48 +67,62 @@ def put_on(name: str, model: FluxTransformer2DModel, scheduler) -> None:
                 Fn_compute_blocks=1,
                 Bn_compute_blocks=0,
                 residual_diff_threshold=0.0,
-                num_inference_steps=STEPS,
+                num_inference_steps=steps,
             ),
         )
 
 
+def take_off(name: str, model: FluxTransformer2DModel) -> None:
+    """Leaves the plain model."""
+    if name == "diffusers":
+        model.disable_cache()
+    elif name == "cache-dit":
+        import cache_dit
+
+        cache_dit.disable_cache(model)
+    else:
+        diffcache.unwrap(model)
+
+
 @torch.no_grad()
-def generation(model, scheduler, call: dict) -> dict[str, float]:
+def generation(model, scheduler, steps: int, call: dict) -> tuple[float, float]:
     """Runs one loop; median seconds of its calls and of its steps."""
     x = call["hidden_states"]
-    calls, steps = [], []
-    scheduler.set_timesteps(STEPS)
+    calls, stepping = [], []
+    scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
         call["hidden_states"], call["timestep"] = x, (t / 1000).expand(1)
         began = time.perf_counter()
         velocity = model(**call, return_dict=False)[0]
         called = time.perf_counter()
         x = scheduler.step(velocity, t, x, return_dict=False)[0]
-        steps.append(time.perf_counter() - called)
+        stepping.append(time.perf_counter() - called)
         calls.append(called - began)
-    return {"call": median(calls), "step": median(steps)}
+    return median(calls), median(stepping)
 
 
 def main() -> None:
     """Serves until stdin closes."""
     torch.set_num_threads(1)
-    model, scheduler = build(), FlowMatchEulerDiscreteScheduler()
-    put_on(sys.argv[1], model, scheduler)
-    start = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(1))
-    conditioning = {
+    library, size = sys.argv[1:]
+    steps = SIZES[size][-1]
+    model, scheduler = build(size), FlowMatchEulerDiscreteScheduler()
+    call = {
+        "hidden_states": torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(1)),
         "encoder_hidden_states": torch.randn(1, 24, 32),
         "pooled_projections": torch.randn(1, 32),
         "img_ids": torch.zeros(64, 3),
         "txt_ids": torch.zeros(24, 3),
     }
-    # diffusers' cache has no state outside of a context that the pipeline would open.
-    context = model.cache_context("cond") if sys.argv[1] == "diffusers" else None
-    if context is not None:
-        context.__enter__()
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(json.dumps(generation(model, scheduler, {"hidden_states": start, **conditioning})))
-        sys.stdout.flush()
+        found = {"plain": generation(model, scheduler, steps, dict(call))}
+        put_on(library, model, scheduler, steps)
+        # diffusers' cache has no state outside of a context that the pipeline would open.
+        with model.cache_context("cond") if library == "diffusers" else nullcontext():
+            found["with"] = generation(model, scheduler, steps, dict(call))
+        take_off(library, model)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

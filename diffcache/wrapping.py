@@ -240,7 +240,8 @@ class ModelWrapping:
 
     def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
         """The generation that serves a call of the denoiser with these arguments."""
-        timestep = timestep_of(self._names(args, kwargs))
+        # The first argument is the sample.
+        timestep = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
         if timestep is not None:
             if timestep > self._timestep and self._generation is not None:
                 self._end()

@@ -120,7 +120,7 @@ def launch_difference(
 ) -> Tensor:
     """Return the statistics of `latent_difference` as fp32 [4 or 8, B], in field order.
 
-    Takes checked operands: 1 to 4 tensors of one shape, and K floats or a tensor [B, K].
+    Takes checked operands: tensors of one shape, and K floats or a tensor [B, K].
     """
     first = tensors[0]
     rows = first.shape[0]

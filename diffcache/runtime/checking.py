@@ -15,9 +15,11 @@ from .turn import Turn
 
 def unchecked(attachment: Any, turn: Turn, checked: dict[Hashable, bool]) -> bool:
     """Whether the call may be mixed, and no mixed one of its kind is in `checked`."""
+    if turn.rows == 1:
+        return False
     # A draft that some rows reject becomes a mixed step.
     settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
-    return turn.rows > 1 and not (settled or _signature(attachment, turn) in checked)
+    return not (settled or _signature(attachment, turn) in checked)
 
 
 def run_first(attachment: Any, turn: Turn, checked: dict[Hashable, bool], report: Report) -> Any:

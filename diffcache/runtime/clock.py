@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
-
 from .disguise import base_of, disguised
 from .generation import current
 from .names import Names
@@ -71,9 +69,8 @@ def _observing(base: type) -> dict[str, Callable]:
             return base.step(self, *args, **kwargs)
         result = base.step(self, *args, **kwargs)
         arguments = _names(base)((self, *args), kwargs)
-        latents = next(iter(tensor_leaves(result)), None)
-        if isinstance(latents, Tensor):
-            generation.scheduler_stepped(self, base.__name__, arguments, latents)
+        if latents := tensor_leaves(result):
+            generation.scheduler_stepped(self, base.__name__, arguments, latents[0])
         return result
 
     return {"set_timesteps": set_timesteps, "step": step}

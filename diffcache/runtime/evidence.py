@@ -9,7 +9,7 @@ from math import isnan, nan, sqrt
 import torch
 from torch import Tensor
 
-from diffcache.kernels import latent_difference
+from diffcache.kernels import forecast_error, latent_difference
 from diffcache.policies import (
     Evidence,
     ForecastError,
@@ -85,18 +85,19 @@ class ForecastErrorCollector(Collector):
             return ForecastError(self._unknown)
         self._growths = self.history.growth(self.predictor, self._at(time, step))
         predicted = [r * g for r, g in zip(self._rates, self._growths, strict=True)]
-        return ForecastError(torch.tensor(predicted, dtype=torch.float64))
+        return ForecastError(_vector(predicted))
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> Tensor:
-        error = self._unknown
-        if any(computed) and self.history.fits([prediction]):
-            # Where a batch is on another device, this is the one synchronisation of the step.
-            errors = list(map(sqrt, self._squared_error(time, step, prediction).tolist()))
+        if not any(computed):
+            return self._unknown
+        error, values = self._unknown, [prediction]
+        if self.history.fits(values):
+            errors = self._errors(time, step, prediction)
             self._learn(errors, computed)
-            error = torch.tensor(errors, dtype=torch.float64)
-        self.history.append([prediction], time, step, None if all(computed) else computed)
+            error = _vector(errors)
+        self.history.append(values, time, step, None if all(computed) else computed)
         return error
 
     def _learn(self, errors: list[float], computed: Sequence[bool]) -> None:
@@ -105,16 +106,16 @@ class ForecastErrorCollector(Collector):
             if computed[sample] and not isnan(measured):
                 self._rates[sample] = measured
 
-    def _squared_error(self, time: float, step: int, truth: Tensor) -> Tensor:
+    def _errors(self, time: float, step: int, truth: Tensor) -> list[float]:
+        """The relative error of each sample's forecast of `truth` `[samples, ...]`."""
         weights = self.history.weights(self.predictor, self._at(time, step))
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
-        coefficients = [[1.0, *(-weight for weight in row)] for row in weights]
-        found = latent_difference(
-            [truth, *anchors],
-            coefficients[0] if len(coefficients) == 1 else torch.tensor(coefficients),
-            absolute=False,
-        )
-        return found.sq_difference / found.sq_reference
+        rows = [(1.0, *[-weight for weight in row]) for row in weights]
+        alike = rows.count(rows[0]) == len(rows)
+        coefficients = rows[0] if alike else torch.tensor(rows, device=truth.device)
+        # Where a batch is on another device, this is the one synchronisation of the step.
+        off, size = forecast_error((truth, *anchors), coefficients).tolist()
+        return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
 
     @property
     def bytes(self) -> int:
@@ -241,6 +242,14 @@ class ModuleChangeCollector(Collector):
         # A denoiser may be spread over devices; one transfer takes all to the host.
         rows = torch.stack([change.to(first.device) for change in changes.values()]).cpu().double()
         return dict(zip(changes, rows.unflatten(1, (-1, self.samples)).mean(1), strict=True))
+
+
+def _vector(values: list[float]) -> Tensor:
+    """One number a sample as `[samples]`, float64."""
+    if values.count(values[0]) == len(values):
+        # A quarter of what it costs to have torch look through a list.
+        return torch.full((len(values),), values[0], dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {

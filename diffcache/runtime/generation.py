@@ -56,7 +56,6 @@ class Generation:
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
         self.turn: Turn | None = None
-        self._surviving = _Survival(self)
         self._started = time.perf_counter()
 
     @property
@@ -66,10 +65,12 @@ class Generation:
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a run; called after `set_timesteps`."""
         self.turn = None
-        with self._surviving:
+        try:
             if self.run is not None and self.run.index == 0:
                 self.runs.pop()
             self._open_run(scheduler, kind)
+        except Exception as error:
+            self._survive(error)
 
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
@@ -79,21 +80,27 @@ class Generation:
             self.steps_seen += 1
             return
         self.turn = None
-        with self._surviving:
-            if self.run is None:
-                self._open_run(scheduler, kind)
-            if self.run.scheduler is not scheduler:
-                return
-            if not isinstance(arguments.get("model_output"), Tensor):
-                return self._give_up("the scheduler steps something that is not one tensor")
-            self.steps_seen += 1
-            limit = self.method.guards.max_cache_bytes
-            outgrown = limit is not None and self.run.bytes > limit
-            if outgrown and self.fall_back is None:
-                return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
-            self.run.stepped(arguments, latents, self.expected_steps())
-            if outgrown:
-                self._shrink(limit, scheduler, kind)
+        try:
+            self._stepped(scheduler, kind, arguments, latents)
+        except Exception as error:
+            self._survive(error)
+
+    def _stepped(self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any) -> None:
+        if not self.runs:
+            self._open_run(scheduler, kind)
+        run = self.runs[-1]
+        if run.scheduler is not scheduler:
+            return
+        if not isinstance(arguments.get("model_output"), Tensor):
+            return self._give_up("the scheduler steps something that is not one tensor")
+        self.steps_seen += 1
+        limit = self.method.guards.max_cache_bytes
+        outgrown = limit is not None and run.bytes > limit
+        if outgrown and self.fall_back is None:
+            return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
+        run.stepped(arguments, latents, self.expected_steps())
+        if outgrown:
+            self._shrink(limit, scheduler, kind)
 
     def _open_run(self, scheduler: Any, kind: str) -> None:
         made = len(self.masks) + sum(run.index for run in self.runs)
@@ -122,10 +129,12 @@ class Generation:
         """Serves one denoiser call: computes it, forecasts it, or some rows of each."""
         self.turn = None
         if not self.broken:
-            with self._surviving:
+            try:
                 self.turn = turn = self._turn(attachment, invoke, names, args, kwargs)
                 if turn is not None:
                     return self._serve(attachment, turn)
+            except Exception as error:
+                self._survive(error)
         return self._plainly(invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
@@ -156,18 +165,18 @@ class Generation:
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Turn | None:
-        if self.run is None:
+        run = self.run
+        if run is None:
             return None
         arguments = names(args, kwargs)
         sample, listed = _sample(arguments.pop(names.first, None))
         if sample is None:
             return self._give_up("the denoiser's first argument is no sample of one shape")
-        run = self.run
-        if run.samples is None and not run.opens(timestep_of(arguments)):
-            return self._give_up(
-                "the denoiser is called at another timestep, and no scheduler step was observed"
-            )
         if run.samples is None:
+            if not run.opens(timestep_of(arguments)):
+                return self._give_up(
+                    "the denoiser is called at another timestep, and no scheduler step was observed"
+                )
             run.uniform = not all(self.checked.values())
         if self.version is not None and not run.step_rows:
             self._compare_version(run)
@@ -190,14 +199,14 @@ class Generation:
         self._version = version
 
     def _account(self, turn: Turn) -> None:
-        report = self.report
+        report, run = self.report, turn.run
         report.total += turn.rows
-        turn.run.step_rows += turn.rows
-        report.rows = max(report.rows, turn.run.step_rows)
+        run.step_rows += turn.rows
+        report.rows = max(report.rows, run.step_rows)
         report.computed += turn.computed
         report.calls += turn.ran
-        if turn.run.samples is not None:
-            turn.run.lane_masks.append(turn.sample_mask)
+        if run.samples is not None:
+            run.lane_masks.append(turn.sample_mask)
 
     def finish(self) -> Report:
         """Closes the books and lets go of all memory."""
@@ -231,29 +240,16 @@ class Generation:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         self.runs.clear()
 
+    def _survive(self, error: Exception) -> None:
+        """Turns an error of ours into a note and a full computation; raises the model's."""
+        if os.environ.get("DIFFCACHE_STRICT") or (self.turn is not None and self.turn.in_model):
+            raise error
+        self._give_up(f"{type(error).__name__}: {error}")
+
     def _give_up(self, why: str) -> None:
         self.broken = True
         self._close_runs()
         self.report.note(f"the cache was given up and everything computed from there: {why}")
-
-
-class _Survival:
-    """Turns an error of ours into a note and a full computation; the model's errors pass."""
-
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
-        if error is None or not isinstance(error, Exception):
-            return False
-        turn = self.generation.turn
-        if os.environ.get("DIFFCACHE_STRICT") or (turn is not None and turn.in_model):
-            return False
-        self.generation._give_up(f"{type(error).__name__}: {error}")
-        return True
 
 
 def _nothing_kept(lane: Lane) -> str:
@@ -281,8 +277,13 @@ def _sample(value: Any) -> tuple[Tensor | None, bool]:
 
 def timestep_of(arguments: dict[str, Any]) -> float | None:
     """The timestep among a denoiser call's bound arguments, on the host."""
-    names = ("timestep", "timesteps", "t")
-    value = next((arguments[name] for name in names if name in arguments), None)
+    for name in ("timestep", "timesteps", "t"):
+        if name in arguments:
+            return _number(arguments[name])
+    return None
+
+
+def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         count = value.numel()
         return value.item() if count == 1 else value.flatten()[0].item() if count else None

@@ -134,16 +134,15 @@ class History:
             kept = self.anchors[row] if row in moved else self.anchors[row][1:]
             self.anchors[row] = [anchor, *kept[: self.capacity - 1]]
 
-    def _clocks(self, predictor: Predictor) -> Iterator[tuple[list[int], Clock]]:
-        """Rows that have as many of the predictor's anchors as each other, and those anchors.
+    def _clock(self, predictor: Predictor) -> Clock:
+        """The predictor's anchors of a level history, the first row's for all."""
+        times, steps = zip(*self.anchors[0][: predictor.anchors], strict=True)
+        return (times if predictor.coordinate == "noise" else steps,)
 
-        Where the anchors of all rows agree, those of the first stand for all.
-        """
+    def _clocks(self, predictor: Predictor) -> Iterator[tuple[list[int], Clock]]:
+        """Rows that have as many of the predictor's anchors as each other, and those anchors."""
         which = 0 if predictor.coordinate == "noise" else 1
         depth = predictor.anchors
-        if self.level:
-            yield [0], (tuple(anchor[which] for anchor in self.anchors[0][:depth]),)
-            return
         groups: dict[int, list[int]] = {}
         for row, anchors in enumerate(self.anchors):
             groups.setdefault(min(len(anchors), depth), []).append(row)
@@ -155,6 +154,8 @@ class History:
 
         Rows with fewer anchors than others are padded with zeros.
         """
+        if self.level:
+            return _weights(predictor, self._clock(predictor), t)
         found = [(rows, _weights(predictor, clock, t)) for rows, clock in self._clocks(predictor)]
         if len(found) == 1:
             return found[0][1]
@@ -167,12 +168,11 @@ class History:
 
     def growth(self, predictor: Predictor, t: float) -> list[float]:
         """The predictor's growth at `t` of each row, NaN for rows short of anchors."""
+        if self.level:
+            return list(_growth(predictor, self._clock(predictor), t)) * self.rows
         grown = [nan] * self.rows
         for rows, clock in self._clocks(predictor):
-            values = _growth(predictor, clock, t)
-            if self.level:
-                return list(values) * self.rows
-            for row, value in zip(rows, values, strict=True):
+            for row, value in zip(rows, _growth(predictor, clock, t), strict=True):
                 grown[row] = value
         return grown
 

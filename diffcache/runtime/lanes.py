@@ -31,20 +31,25 @@ class Lane:
     """One guidance branch of one denoiser: its conditioning and what it computed, by signal.
 
     Attributes:
+        used: whether a call of the step that is being made continues it.
+        idle: steps for which no call did.
         changes: by signal, the mean squared change `[rows]` between the last two values of a row.
         calls: how many have continued it, its first one with them.
     """
 
-    def __init__(self, conditioning: tuple[Any, ...], capacity: int) -> None:
+    def __init__(self, conditioning: list[Any], capacity: int) -> None:
         self.conditioning = conditioning
         self.capacity = capacity
+        self.used = False
         self.idle = self.calls = 0
         self.histories: dict[Hashable, History] = {}
         self.memory: dict[Hashable, Any] = {}
         self.changes: dict[Hashable, Tensor] = {}
 
     def history(self, key: Hashable) -> History:
-        return self.histories.setdefault(key, History(self.capacity))
+        if key not in self.histories:
+            self.histories[key] = History(self.capacity)
+        return self.histories[key]
 
     def measure(self, key: Hashable, values: Sequence[Tensor], rows: Sequence[bool] | None) -> None:
         """Notes how far `values` `[rows, ...]` are from those stored, for the rows that computed.
@@ -105,15 +110,14 @@ class Lanes:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._known: dict[Hashable, list[Lane]] = {}
-        self._used: set[int] = set()
 
     def next_step(self) -> None:
         """Starts a step: every lane may be used again, and lanes long unused are dropped."""
-        for place, known in list(self._known.items()):
+        for place, known in self._known.items():
             for lane in known:
-                lane.idle = 0 if id(lane) in self._used else lane.idle + 1
+                lane.idle = 0 if lane.used else lane.idle + 1
+                lane.used = False
             self._known[place] = [lane for lane in known if lane.idle <= _PATIENCE]
-        self._used.clear()
 
     def restamp(self, time: float) -> None:
         """Sets the time of what the first step computed, before it was known."""
@@ -129,14 +133,13 @@ class Lanes:
         """
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
-        free = [lane for lane in known if id(lane) not in self._used]
+        free = [lane for lane in known if not lane.used]
         lane = _first(free, conditioning, operator.is_) or _first(free, conditioning, _equal)
         if lane is None:
             lane = Lane(conditioning, self.capacity)
             known.append(lane)
-        lane.conditioning = conditioning
+        lane.conditioning, lane.used = conditioning, True
         lane.calls += 1
-        self._used.add(id(lane))
         return lane
 
     @property
@@ -148,20 +151,23 @@ class Lanes:
         return sum(len(lanes) for lanes in self._known.values())
 
 
-def conditioning_of(arguments: dict[str, Any]) -> tuple[Any, ...]:
+def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
     """The arguments of a call that name its branch, which the steps do not change."""
-    return tuple(
+    return [
         # The leaves of a container, because a pipeline may refill one and the same.
         leaves(value) if isinstance(value, (dict, list, tuple)) else value
         for name, value in arguments.items()
         if _names_branch(name)
-    )
+    ]
 
 
 def _first(
-    lanes: list[Lane], conditioning: tuple[Any, ...], same: Callable[[Tensor, Tensor], bool]
+    lanes: list[Lane], conditioning: list[Any], same: Callable[[Tensor, Tensor], bool]
 ) -> Lane | None:
-    return next((lane for lane in lanes if _match(lane.conditioning, conditioning, same)), None)
+    for lane in lanes:
+        if _match(lane.conditioning, conditioning, same):
+            return lane
+    return None
 
 
 @cache
@@ -169,17 +175,16 @@ def _names_branch(argument: str) -> bool:
     return bool(_CONDITIONING.search(argument)) or not _CHANGING.search(argument)
 
 
-def _match(
-    known: Sequence[Any], new: Sequence[Any], same: Callable[[Tensor, Tensor], bool]
-) -> bool:
-    """Whether two sequences of conditioning agree, their tensors by `same`."""
+def _match(known: list[Any], new: list[Any], same: Callable[[Tensor, Tensor], bool]) -> bool:
+    """Whether two lists of conditioning agree, their tensors by `same`."""
     return len(known) == len(new) and all(
-        a is b or (type(a) is type(b) and _agree(a, b, same))
-        for a, b in zip(known, new, strict=True)
+        a is b or _agree(a, b, same) for a, b in zip(known, new, strict=True)
     )
 
 
 def _agree(a: Any, b: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
+    if type(a) is not type(b):
+        return False
     if isinstance(a, Tensor):
         return same(a, b)
     if isinstance(a, list):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,11 +22,23 @@ def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 def leaves(tree: Any) -> list[Any]:
     """The leaves of `tree` in order."""
-    if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in leaves(value)]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for value in tree for leaf in leaves(value)]
-    return [tree]
+    found: list[Any] = []
+    _gather((tree,), found)
+    return found
+
+
+def _gather(values: Iterable[Any], found: list[Any]) -> None:
+    # A call for each container, not for each leaf, and the usual leaf first: this is asked of all
+    # arguments of every denoiser call.
+    for value in values:
+        if type(value) is Tensor:
+            found.append(value)
+        elif isinstance(value, dict):
+            _gather(value.values(), found)
+        elif isinstance(value, (list, tuple)):
+            _gather(value, found)
+        else:
+            found.append(value)
 
 
 def tensor_leaves(tree: Any) -> list[Tensor]:
@@ -58,8 +70,8 @@ def rows_first(leaf: Tensor, rows: int) -> Tensor:
 def by_rows(output: Any, listed: bool) -> list[Tensor]:
     """The tensors of `output`, the batch first; an output that is `listed` by rows is stacked."""
     found = tensor_leaves(output)
-    alike = bool(found) and all(leaf.shape == found[0].shape for leaf in found)
-    return [torch.stack(found)] if listed and alike else found
+    alike = listed and bool(found) and all(leaf.shape == found[0].shape for leaf in found)
+    return [torch.stack(found)] if alike else found
 
 
 def _like(tree: dict, items: dict) -> dict:

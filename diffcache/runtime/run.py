@@ -53,6 +53,8 @@ class Run:
         time: the coordinate of its noise.
         step: what policies are told of it.
         predictor: the method's, on this run's timetable.
+        in_forward: whether the policy's evidence appears inside the denoiser's forward.
+        verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
@@ -63,6 +65,8 @@ class Run:
         self.opening: float | None = None
         self._enter(0)
         self.predictor = method.predictor
+        self.in_forward = method.policy.evidence is ProbeChange
+        self.verifies = method.policy.evidence is DraftError
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
         self.lanes = Lanes(method.predictor.anchors)
@@ -81,16 +85,6 @@ class Run:
         self.notes: list[str] = []
         if method.guards.stochastic and not method.guards.force:
             self.full = stochastic_by_kind(scheduler, kind)
-
-    @property
-    def in_forward(self) -> bool:
-        """Whether the policy's evidence appears inside the denoiser's forward."""
-        return self.method.policy.evidence is ProbeChange
-
-    @property
-    def verifies(self) -> bool:
-        """Whether the policy accepts or rejects forecasts inside the denoiser's forward."""
-        return self.method.policy.evidence is DraftError
 
     @property
     def bytes(self) -> int:
@@ -123,15 +117,15 @@ class Run:
             self.full = f"a run of {self.total} steps has too few to skip any"
 
     def stage(self, samples: int) -> Stage:
-        number = self.stage_number
-        if number not in self.stages:
+        found = self.stages.get(self.stage_number)
+        if found is None:
             policy = self.method.policy
-            self.stages[number] = Stage(
+            found = self.stages[self.stage_number] = Stage(
                 collector_for(policy.evidence, samples, self.method.predictor),
                 policy.init(samples),
                 [0] * samples,
             )
-        return self.stages[number]
+        return found
 
     def note(self, text: str) -> None:
         """Says something once in the generation's report."""
@@ -205,11 +199,11 @@ class Run:
             self.groups = {group: self._bound(forced, column) for group, column in columns}
             # A step counts as computed where nothing of it was bypassed.
             wanted = wanted.all(1)
+        wants = wanted.tolist()
         self.rules = [
-            rule or ("policy" if want else "skip")
-            for rule, want in zip(forced, wanted.tolist(), strict=True)
+            rule or ("policy" if want else "skip") for rule, want in zip(forced, wants, strict=True)
         ]
-        mask = self._bound(forced, wanted.tolist())
+        mask = self._bound(forced, wants)
         if not self.groups and any(mask) and not all(mask):
             mask = self.method.policy.fill(
                 torch.tensor(mask), self.stage(self.samples).state

@@ -33,6 +33,7 @@ class Timetable:
         self.begin = 0
         self.total: int | None = None
         self._grid: Grid | None = None
+        self._steps: list[Step] = []
 
     def locate(self, timestep: Any, total: int | None, guards: Guards) -> None:
         """Settles where in the timetable the run begins and how long it is.
@@ -54,9 +55,13 @@ class Timetable:
             tuple(guards.protects(index, self.total) for index in range(self.total)),
             inf if guards.max_consecutive_skips is None else guards.max_consecutive_skips,
         )
+        self._steps = list(map(self._step, range(self.total)))
 
     def step(self, index: int) -> Step:
         """What policies are told of step number `index`."""
+        return self._steps[index] if index < len(self._steps) else self._step(index)
+
+    def _step(self, index: int) -> Step:
         place = self._place(index)
         timestep = self.scaled[place] if self.scaled else nan
         weight = self.weights[place]

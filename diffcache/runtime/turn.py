@@ -60,8 +60,8 @@ class Turn:
             self.compute_all()
         elif decision is not None:
             self.mask = samples_to_rows(decision, self.rows)
-            groups = self.run.groups.items()
-            self.groups = {name: samples_to_rows(mask, self.rows) for name, mask in groups}
+            if groups := self.run.groups:
+                self.groups = {name: samples_to_rows(m, self.rows) for name, m in groups.items()}
 
     def ask(self, change: Tensor, reference: Tensor) -> None:
         """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
@@ -83,6 +83,8 @@ class Turn:
     def sample_mask(self) -> list[bool]:
         """The mask by sample: True where all of its rows compute."""
         samples = self.run.samples
+        if self.rows == samples:
+            return self.mask
         if self.rows % samples:
             return [True] * samples
         return [all(self.mask[sample::samples]) for sample in range(samples)]
@@ -178,11 +180,12 @@ class Turn:
 
         A calibration averages over the keys of a `group`.
         """
+        run, lane = self.run, self.lane
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
-        if self.run.method.policy.evidence is ModuleChange:
-            self.lane.measure(key, values, rows)
-        self.lane.history(key).append(values, self.run.time, self.run.index, rows)
+        if run.method.policy.evidence is ModuleChange:
+            lane.measure(key, values, rows)
+        lane.history(key).append(values, run.time, run.index, rows)
         self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:

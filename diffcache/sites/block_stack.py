@@ -10,19 +10,20 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from diffcache.kernels import latent_difference
 from diffcache.policies import DraftError, ForecastError, LatentChange, NoEvidence, ProbeChange
 from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 
 from . import ports
 from .base import Attachment, Site
+from .block_gates import BlockGates
 from .block_ports import BlockPort, run_compiled
 from .discovery import block_lists, is_unet
 from .gathering import bridged, scattered
 from .modulated import ModulatedInput
 from .offloading import Offloading
 from .output import Output, OutputAttachment
+from .probing import ask, ask_ahead, keep
 from .recording import Recording, describe
 
 
@@ -95,6 +96,7 @@ class _BlockStackAttachment(Attachment):
         self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
         served = [(block, partial(self._serve, block)) for block in self.blocks]
         self.ports = ports.attach(denoiser, served, handlers, BlockPort)
+        self.gates = BlockGates(handlers) if self.ports is None else None
         self.offloading = Offloading(self.blocks)
 
     def detach(self) -> None:
@@ -111,6 +113,7 @@ class _BlockStackAttachment(Attachment):
         elif self.ports is not None:
             return run_compiled(self.ports, self.recording, turn)
         self.turn, self.draft_error = turn, None
+        self._settle(turn)
         try:
             with self.ports.opened() if self.ports is not None else nullcontext():
                 output = turn.invoke(turn.args, turn.kwargs)
@@ -119,6 +122,7 @@ class _BlockStackAttachment(Attachment):
                 turn.compute_all()
             if self.draft_error is not None and turn.reject(self.draft_error):
                 self.offloading.restore()
+                self._settle(turn)
                 output = turn.invoke(turn.args, turn.kwargs)
             if not recorded:
                 self.recording.settle()
@@ -126,7 +130,8 @@ class _BlockStackAttachment(Attachment):
             elif turn.full and not self._known(turn):
                 # Skip-layer guidance leaves blocks out of the calls of one branch.
                 turn.lane.memory["unbridged"] = True
-            self._keep_modulated()
+            if self.modulated is not None:
+                keep(turn, self.modulated)
         finally:
             self.turn = self.head_entry = None
             self.offloading.restore()
@@ -135,6 +140,10 @@ class _BlockStackAttachment(Attachment):
             self.entries.clear()
             self.recording.calls.clear()
         return output
+
+    def _settle(self, turn: Turn) -> None:
+        if self.gates is not None:
+            self.gates.settle(turn, self.recording.plan)
 
     def _cut_off(self, turn: Turn) -> bool:
         """Whether the policy is to be asked from inside of a compiled region."""
@@ -191,7 +200,7 @@ class _BlockStackAttachment(Attachment):
         if role.kind == "last":
             return self._verify(role, compute, args, kwargs)
         if turn.mask is None:
-            self._look(block, plain, args, kwargs)
+            ask_ahead(turn, self.modulated, block, plain, args, kwargs)
         if role.source and not role.open:
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
@@ -232,44 +241,6 @@ class _BlockStackAttachment(Attachment):
             bridges = bridged(turn.mask, described.tensors_of(output), bridges)
         return described.fill(bridges)
 
-    def _ask(self, probe: Tensor) -> Tensor | None:
-        """Asks the policy with a probe, where it is to be asked; what the probe last was."""
-        turn = self.turn
-        known = turn.lane.memory.get("probe")
-        if turn.mask is None:
-            if known is None:
-                turn.compute_all()
-            else:
-                found = latent_difference([known, probe], [1.0, -1.0])
-                turn.ask(found.abs_difference, found.abs_reference)
-        return known
-
-    def _look(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> None:
-        """Asks the policy with the modulated input, before the first bypassed block."""
-        turn, modulated = self.turn, self.modulated
-        if modulated is None:
-            turn.run.note("a call that leaves out its first blocks has no probe and was computed")
-            return turn.compute_all()
-        if modulated.value is None and block is modulated.block:
-            turn.compute(modulated.look, plain, args, kwargs)
-        if self._readable():
-            self._ask(modulated.value)
-        else:
-            turn.compute_all()
-            turn.run.note(
-                "computed: the first block has no attention whose modulated input could be read; "
-                "diffcache.wrap(pipe, 'fbcache') needs none"
-            )
-
-    def _readable(self) -> bool:
-        value = self.modulated.value
-        return value is not None and value.ndim > 0 and value.shape[0] == self.turn.rows
-
-    def _keep_modulated(self) -> None:
-        if self.modulated is not None and self._readable():
-            self.turn.lane.memory["probe"] = self.modulated.value
-            self.turn.record("probe", [self.modulated.value])
-
     def _verify(self, role: Any, compute: Callable, args: tuple, kwargs: dict) -> Any:
         """Computes the last block, and measures how a draft of its output errs."""
         turn = self.turn
@@ -297,7 +268,7 @@ class _BlockStackAttachment(Attachment):
             return output
         after = self.recording.hidden_output(role.list_index, output, self.head_entry)
         residual = rows_first(after - self.head_entry, turn.rows)
-        known = self._ask(residual)
+        known = ask(turn, residual)
         if known is not None and not turn.full:
             (residual,) = bridged(turn.mask, [residual], [known])
         turn.lane.memory["probe"] = residual

@@ -46,18 +46,20 @@ class _Gate:
         if torch.compiler.is_compiling():
             return self.plain(*args, **kwargs)
         generation = current.get()
-        if generation is None and self.resident is not None:
-            generation = self.resident(args, kwargs)
-            token = current.set(generation)
-            try:
-                return self._serve(generation, args, kwargs)
-            finally:
-                current.reset(token)
-        return self._serve(generation, args, kwargs)
-
-    def _serve(self, generation: Generation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
-        handler = generation.handlers.get(self.identity) if generation is not None else None
+        if generation is None:
+            return self._outside(args, kwargs)
+        handler = generation.handlers.get(self.identity)
         return self.plain(*args, **kwargs) if handler is None else handler(self.plain, args, kwargs)
+
+    def _outside(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Serves a call that no pipeline makes."""
+        if self.resident is None:
+            return self.plain(*args, **kwargs)
+        token = current.set(self.resident(args, kwargs))
+        try:
+            return self(*args, **kwargs)
+        finally:
+            current.reset(token)
 
 
 def _attribute() -> str:

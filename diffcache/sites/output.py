@@ -85,8 +85,9 @@ class OutputAttachment(Attachment):
         None of them where one has no batch axis: rows could not be told apart.
         """
         leaves = by_rows(output, turn.listed)
-        if not all(leaf.ndim and leaf.shape[0] == turn.rows for leaf in leaves):
-            return []
+        for leaf in leaves:
+            if not leaf.ndim or leaf.shape[0] != turn.rows:
+                return []
         # Calls of one lane agree in `return_dict` and all else that shapes the output.
         if leaves and "structure" not in turn.lane.memory:
             turn.lane.memory["structure"] = Structure(output)

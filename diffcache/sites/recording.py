@@ -86,10 +86,18 @@ class Role:
 
 @dataclass(frozen=True)
 class Plan:
-    """Roles by block, and the lists that have a sink. Of the tail only the last has a role."""
+    """What the blocks do when the stack is bypassed, by block.
+
+    Attributes:
+        roles: of the tail only the last block has one.
+        sinks: the lists that have a sink.
+        inner: what a lane remembers the outputs of those bypassed blocks by that neither begin
+            nor end what is bypassed of a list.
+    """
 
     roles: dict[int, Role]
     sinks: tuple[int, ...]
+    inner: frozenset[tuple[str, int]]
 
 
 class Recording:
@@ -189,7 +197,8 @@ class Recording:
             return
         if self.tail:
             roles[id(order[-1])] = Role("last", self._where[id(order[-1])])
-        self.plan = Plan(roles, tuple(sorted(set(lists))))
+        inner = [("output", key) for key in unbridged if not roles[key].source]
+        self.plan = Plan(roles, tuple(sorted(set(lists))), frozenset(inner))
         if not {id(block) for block in self._borders(order)} <= self._border:
             self.calls.clear()
 

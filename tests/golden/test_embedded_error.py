@@ -17,7 +17,7 @@ def path(times: torch.Tensor) -> torch.Tensor:
     return a + b * (2 * t).sin() + c * (3 * t).cos()
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_error_is_truth_against_forecast_for_each_sample(order):
     times = torch.rand(10, generator=torch.Generator().manual_seed(1)).double().cumsum(0)
     truth = path(times)

@@ -201,3 +201,24 @@ def test_inputs_stay_and_no_gradient_flows(engine, operand):
     result = kernels.latent_difference(tensors, coefficients, steps=True)
     assert not any(values.requires_grad for values in result)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("terms", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(3,), (8, 3), (2, 17, 5)], ids=shape_id)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=dtype_id)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_forecast_error(engine, terms, shape, dtype, per_row):
+    generator = torch.Generator().manual_seed(0)
+    tensors = tuple(
+        torch.randn(shape, generator=generator).to(engine.device, dtype) for _ in range(terms)
+    )
+    rows = torch.randn(shape[0], terms, generator=generator)
+    rows[:, 0] = 1
+    rows = rows if per_row else rows[:1].expand_as(rows)
+    exact = [tensor.double().reshape(shape[0], -1).cpu() for tensor in tensors]
+    difference = sum(rows[:, k : k + 1].double() * exact[k] for k in range(terms))
+    expected = torch.stack([difference.square().sum(1), exact[0].square().sum(1)])
+    coefficients = rows.to(engine.device) if per_row else tuple(rows[0].tolist())
+    found = kernels.forecast_error(tensors, coefficients)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ from diffcache import Guards, Method
 from diffcache.policies import Interval
 from diffcache.predictors import Newton, Reuse
 from diffcache.sites import BlockStack
+from diffcache.sites.block_stack import _BlockStackAttachment
 
 STEPS = 12
 BLOCKS = 5
@@ -166,3 +167,20 @@ def test_adaptive_policy_on_the_stack(dit, generate, predictor):
     diffcache.wrap(dit, Method(site=BlockStack(1), predictor=predictor), tolerance=0.9)
     assert generate(dit, 3, 20).isfinite().all()
     assert 0 < diffcache.report(dit).compute_fraction < 1
+
+
+def test_full_calls_are_served_through_the_borders_only(dit, generate, monkeypatch):
+    served = []
+    play = _BlockStackAttachment._play
+
+    def counted(self: Any, block: torch.nn.Module, *rest: Any) -> Any:
+        served.append(block)
+        return play(self, block, *rest)
+
+    monkeypatch.setattr(_BlockStackAttachment, "_play", counted)
+    diffcache.wrap(dit, method(head=0, every=1))
+    generate(dit, steps=STEPS)
+    border, inner = blocks_of(dit)[2:4]
+    # Each guidance branch has the output described once.
+    assert served.count(inner) == 2
+    assert served.count(border) >= 2 * STEPS

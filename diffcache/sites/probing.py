@@ -1,0 +1,61 @@
+"""How the policy is asked from inside of a forward, with what was read there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffcache.kernels import latent_difference
+from diffcache.runtime.turn import Turn
+
+from .modulated import ModulatedInput
+
+
+def ask(turn: Turn, probe: Tensor) -> Tensor | None:
+    """Asks the policy with a probe, where it is to be asked; what the probe last was."""
+    known = turn.lane.memory.get("probe")
+    if turn.mask is None:
+        if known is None:
+            turn.compute_all()
+        else:
+            found = latent_difference([known, probe], [1.0, -1.0])
+            turn.ask(found.abs_difference, found.abs_reference)
+    return known
+
+
+def ask_ahead(
+    turn: Turn,
+    modulated: ModulatedInput | None,
+    block: nn.Module,
+    plain: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> None:
+    """Asks the policy with the modulated input, before `block`, the first that is bypassed."""
+    if modulated is None:
+        turn.run.note("a call that leaves out its first blocks has no probe and was computed")
+        return turn.compute_all()
+    if modulated.value is None and block is modulated.block:
+        turn.compute(modulated.look, plain, args, kwargs)
+    if _readable(turn, modulated):
+        ask(turn, modulated.value)
+    else:
+        turn.compute_all()
+        turn.run.note(
+            "computed: the first block has no attention whose modulated input could be read; "
+            "diffcache.wrap(pipe, 'fbcache') needs none"
+        )
+
+
+def keep(turn: Turn, modulated: ModulatedInput) -> None:
+    """Keeps the modulated input for the next step to compare with."""
+    if _readable(turn, modulated):
+        turn.lane.memory["probe"] = modulated.value
+        turn.record("probe", [modulated.value])
+
+
+def _readable(turn: Turn, modulated: ModulatedInput) -> bool:
+    value = modulated.value
+    return value is not None and value.ndim > 0 and value.shape[0] == turn.rows
