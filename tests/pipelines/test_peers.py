@@ -287,19 +287,3 @@ def test_modules_that_a_model_lacks_are_reported(dit, generate):
     diffcache.wrap(dit, "fora", roles=("temporal",))
     generate(dit)
     assert any("no module of the roles" in note for note in diffcache.report(dit).notes)
-
-
-@pytest.mark.parametrize("name", ["stable audio", "svd"])
-def test_timesteps_of_another_scale_are_brought_to_a_methods_own(family, name):
-    """A schedule written in timesteps up to 1000 never applied to logarithms of sigma."""
-    made = family(name)
-    plain = made.generate()
-    diffcache.wrap(made.pipe, "pab")
-    assert not torch.equal(made.generate(), plain)
-    report = diffcache.report(made.pipe)
-    times = [event.timestep for event in report.trace]
-    assert min(times) < 0 and max(times) < 10
-    first, last = times[0], times[-1]
-    within = [0.1 < (time - last) / (first - last) < 0.8 for time in times]
-    wanted = [not skips or index % 12 == 0 for index, skips in enumerate(within)]
-    assert report.mask[:, 0].tolist() == wanted and not all(wanted)
