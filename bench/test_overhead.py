@@ -1,7 +1,7 @@
 """What a cache that never skips adds to a denoiser call, beside the peers in the same run.
 
-Each library runs in a process of its own and is taken off for every second generation; the
-processes take turns.
+Each library runs in a process of its own, which takes it off and puts it on again; the processes
+take turns.
 """
 
 import json
@@ -26,7 +26,7 @@ CELLS = (
     ("diffusers", "57"),
     ("cache-dit", "57"),
 )
-ROUNDS = 15
+ROUNDS = 10
 QUANTILES = (20, 50, 80)
 
 
