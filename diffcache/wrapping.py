@@ -18,7 +18,9 @@ from .runtime import clock
 from .runtime.disguise import base_of, disguised
 from .runtime.generation import Generation, current, timestep_of
 from .runtime.names import Names
+from .runtime.reading import waits
 from .runtime.report import Report
+from .runtime.timetable import number_of
 from .sites import Attachment, gate
 from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers, version
 from .sites.helpers import helpers, on_demand
@@ -240,7 +242,9 @@ class ModelWrapping:
 
     def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
         """The generation that serves a call of the denoiser with these arguments."""
-        timestep = timestep_of(self._names(args, kwargs))
+        before, run = waits(), self._generation and self._generation.run
+        timestep = number_of(timestep_of(self._names(args, kwargs)), run and run.timetable)
+        waited = waits() - before
         if timestep is not None:
             if timestep > self._timestep and self._generation is not None:
                 self._end()
@@ -249,6 +253,7 @@ class ModelWrapping:
             self._begin()
             scheduler = self._scheduler()
             self._generation.timesteps_set(scheduler, base_of(scheduler).__name__)
+        self._generation.report.host_reads += waited
         return self._generation
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:

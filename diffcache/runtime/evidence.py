@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcache.kernels import latent_difference
+from diffcache.kernels.transfer import sent
 from diffcache.policies import (
     Evidence,
     ForecastError,
@@ -22,16 +23,22 @@ from diffcache.predictors import Predictor
 
 from .history import History
 from .lanes import Lane
+from .reading import Reader, Reading, on_host
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
 
 
 class Collector(ABC):
-    """Gathers one kind of evidence over a run, for `samples` samples."""
+    """Gathers one kind of evidence over a run, for `samples` samples.
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
+    Where it is `lagged`, policies read what was measured a step before the newest, so that nobody
+    waits for the device.
+    """
+
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
         self.samples = samples
         self.predictor = predictor
+        self.reader = Reader(lagged)
         self._unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
 
     def attend(self, lane: Lane) -> None:
@@ -70,9 +77,11 @@ class ForecastErrorCollector(Collector):
     a step.
     """
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.history = History(predictor.anchors)
+        # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
+        self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
         # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
         self._growths = self._rates
@@ -81,6 +90,9 @@ class ForecastErrorCollector(Collector):
         return time if self.predictor.coordinate == "noise" else float(step)
 
     def before(self, time: float, step: int) -> ForecastError:
+        while self._measured and self._measured[0][0] < step - 1:
+            _, errors, growths, computed = self._measured.pop(0)
+            self._learn(list(map(sqrt, errors.value().tolist())), growths, computed)
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
         self._growths = self.history.growth(self.predictor, self._at(time, step))
@@ -92,15 +104,19 @@ class ForecastErrorCollector(Collector):
     ) -> Tensor:
         error = self._unknown
         if any(computed) and self.history.fits([prediction]):
-            # Where a batch is on another device, this is the one synchronisation of the step.
-            errors = list(map(sqrt, self._squared_error(time, step, prediction).tolist()))
-            self._learn(errors, computed)
-            error = torch.tensor(errors, dtype=torch.float64)
+            squares = self._squared_error(time, step, prediction)
+            if self.reader.lagged:
+                self._measured.append((step, Reading(squares), self._growths, computed))
+            else:
+                # Where a batch is on another device, this is the one synchronisation of the step.
+                errors = list(map(sqrt, on_host(squares).tolist()))
+                self._learn(errors, self._growths, computed)
+                error = torch.tensor(errors, dtype=torch.float64)
         self.history.append([prediction], time, step, None if all(computed) else computed)
         return error
 
-    def _learn(self, errors: list[float], computed: Sequence[bool]) -> None:
-        for sample, (error, growth) in enumerate(zip(errors, self._growths, strict=True)):
+    def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
+        for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
             measured = error / growth if growth else nan
             if computed[sample] and not isnan(measured):
                 self._rates[sample] = measured
@@ -124,8 +140,8 @@ class ForecastErrorCollector(Collector):
 class LatentChangeCollector(Collector):
     """Raw differences of the latents; kept in fp32, where bf16 would measure its own rounding."""
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.latents: list[Tensor] = []
 
     def before(self, time: float, step: int) -> LatentChange:
@@ -133,8 +149,12 @@ class LatentChangeCollector(Collector):
             return LatentChange(self._unknown, None)
         count = self.latents[0][0].numel()
         found = latent_difference(self.latents, _THIRD[: len(self.latents)], steps=True)
-        both = torch.stack([found.abs_step, found.abs_difference]).cpu().double() / count
-        return LatentChange(both[0], both[1] if len(self.latents) == 4 else None)
+        third = [found.abs_difference] if len(self.latents) == 4 else []
+        read = self.reader.read(torch.stack([found.abs_step, *third]))
+        if read is None:
+            return LatentChange(self._unknown, None)
+        changes = read.double() / count
+        return LatentChange(changes[0], changes[1] if len(changes) == 2 else None)
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
@@ -159,18 +179,19 @@ class PredictedChangeCollector(Collector):
     fp32, where bf16 would measure its own rounding.
     """
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.latents: list[Tensor] = []
         # At each sample's last computed step: prediction, latents, and the slope k / mean |v|.
         self.computed: list[Tensor] = []
-        self.slope = torch.full((samples,), float("nan"))
+        self.slope: Tensor | None = None
 
     def before(self, time: float, step: int) -> PredictedChange:
-        if len(self.latents) < 2:
+        if len(self.latents) < 2 or self.slope is None:
             return PredictedChange(self._unknown)
         moved = latent_difference(self.latents, (1.0, -1.0)).abs_difference
-        return PredictedChange((self.slope.to(moved.device) * moved).cpu().double())
+        read = self.reader.read(self.slope * moved)
+        return PredictedChange(self._unknown if read is None else read.double())
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
@@ -186,7 +207,7 @@ class PredictedChangeCollector(Collector):
         return self._unknown
 
     def _learn(self, newest: list[Tensor], computed: Sequence[bool]) -> None:
-        rows = torch.tensor(computed, device=newest[0].device)
+        rows = sent(torch.tensor(computed), newest[0].device)
         if self.computed:
             found = [
                 latent_difference(pair, (1.0, -1.0))
@@ -194,7 +215,8 @@ class PredictedChangeCollector(Collector):
             ]
             # Means over as many elements, so that sums will do.
             slope = found[0].abs_difference / found[1].abs_difference / found[0].abs_reference
-            self.slope = torch.where(rows, slope, self.slope.to(slope.device))
+            known = torch.full_like(slope, nan) if self.slope is None else self.slope
+            self.slope = torch.where(rows, slope, known)
         along = rows.reshape(-1, *[1] * (newest[0].ndim - 1))
         self.computed = [
             torch.where(along, new, old)
@@ -212,9 +234,10 @@ class ModuleChangeCollector(Collector):
     Modules are known by path, so that one denoiser's thresholds serve another that takes over.
     """
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.lanes: list[Lane] = []
+        self._lengths: list[tuple[str, int]] = []
         # Modules keep their columns, so that what a policy remembers of them stays theirs.
         self.known: dict[str, Tensor] = {}
 
@@ -223,24 +246,35 @@ class ModuleChangeCollector(Collector):
 
     def before(self, time: float, step: int) -> ModuleChange:
         found: dict[str, list[Tensor]] = {}
-        for lane in self.lanes:
-            for key, change in self._by_sample(lane.changes).items():
-                found.setdefault(key, []).append(change)
-        self.lanes.clear()
+        for key, change in self._by_sample():
+            found.setdefault(key, []).append(change)
         means = {key: torch.stack(changes).mean(0) for key, changes in found.items()}
         self.known = dict.fromkeys(self.known, self._unknown) | means
         if not self.known:
             return ModuleChange(self._unknown.new_empty(self.samples, 0), ())
         return ModuleChange(torch.stack(list(self.known.values()), 1), tuple(self.known))
 
-    def _by_sample(self, changes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Changes `[rows]` as `[samples]`, on the host."""
-        first = next(iter(changes.values()), None)
-        if first is None or len(first) % self.samples:
-            return {}
+    def _by_sample(self) -> list[tuple[str, Tensor]]:
+        """Each change of the branches attended `[rows]`, as `[samples]` on the host."""
+        changes = [
+            (key, change)
+            for lane in self.lanes
+            for key, change in lane.changes.items()
+            if not len(change) % self.samples
+        ]
+        self.lanes.clear()
+        if not changes:
+            return []
         # A denoiser may be spread over devices; one transfer takes all to the host.
-        rows = torch.stack([change.to(first.device) for change in changes.values()]).cpu().double()
-        return dict(zip(changes, rows.unflatten(1, (-1, self.samples)).mean(1), strict=True))
+        device = changes[0][1].device
+        newest = [(key, len(change)) for key, change in changes]
+        read = self.reader.read(torch.cat([change.to(device) for _, change in changes]))
+        known, self._lengths = self._lengths if self.reader.lagged else newest, newest
+        if read is None:
+            return []
+        rows = read.double().split([length for _, length in known])
+        means = [part.unflatten(0, (-1, self.samples)).mean(0) for part in rows]
+        return [(key, mean) for (key, _), mean in zip(known, means, strict=True)]
 
 
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {
@@ -251,6 +285,8 @@ _COLLECTORS: dict[type[Evidence], type[Collector]] = {
 }
 
 
-def collector_for(evidence: type[Evidence], samples: int, predictor: Predictor) -> Collector:
+def collector_for(
+    evidence: type[Evidence], samples: int, predictor: Predictor, lagged: bool = False
+) -> Collector:
     """A new collector of that kind of evidence."""
-    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor)
+    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor, lagged)

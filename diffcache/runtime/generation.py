@@ -14,6 +14,7 @@ from torch import Tensor
 from .checking import run_first, unchecked
 from .names import Names
 from .promises import kept
+from .reading import waits
 from .report import Report
 from .rows import tensor_leaves
 from .run import Run
@@ -236,9 +237,10 @@ class _Survival:
         self.generation = generation
 
     def __enter__(self) -> None:
-        return None
+        self._before = waits()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        self.generation.report.host_reads += waits() - self._before
         if error is None or not isinstance(error, Exception):
             return False
         turn = self.generation.turn
@@ -258,11 +260,10 @@ def _sample(value: Any) -> tuple[Tensor | None, bool]:
     return None, False
 
 
-def timestep_of(arguments: dict[str, Any]) -> float | None:
-    """The timestep among a denoiser call's bound arguments, on the host."""
+def timestep_of(arguments: dict[str, Any]) -> Tensor | float | None:
+    """The timestep among a denoiser call's bound arguments, wherever it is."""
     names = ("timestep", "timesteps", "t")
     value = next((arguments[name] for name in names if name in arguments), None)
     if isinstance(value, Tensor):
-        count = value.numel()
-        return value.item() if count == 1 else value.flatten()[0].item() if count else None
+        return value[(0,) * value.ndim] if value.numel() else None
     return float(value) if isinstance(value, (int, float)) else None
