@@ -60,7 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)
     path = Path(__file__).parent / "tiny" / "prompts.json"
     pairs = json.loads(path.read_text())["prompts"][-PROMPTS:]
-    record.append("lagged", [row for cell in CELLS for row in measured(cell, pairs, TOLERANCES)])
+    for cell in CELLS:
+        record.append("lagged", measured(cell, pairs, TOLERANCES))
 
 
 if __name__ == "__main__":

@@ -53,10 +53,12 @@ class Model:
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
 
 
-def denoiser(name: str, device: str, dtype: torch.dtype, small: bool = False) -> nn.Module:
+def denoiser(
+    name: str, device: str, dtype: torch.dtype, small: bool = False, **options: Any
+) -> nn.Module:
     """The denoiser of an entry, made on `device` in `dtype`; `small` is for trying a bench out."""
     entry = entries()[name]
-    config = entry["config"] | (entry["small"] if small else {})
+    config = entry["config"] | (entry["small"] if small else {}) | options
     default = torch.get_default_dtype()
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
@@ -69,9 +71,13 @@ def denoiser(name: str, device: str, dtype: torch.dtype, small: bool = False) ->
 
 
 def build(
-    name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, small: bool = False
+    name: str,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    small: bool = False,
+    **options: Any,
 ) -> Model:
-    """The pipeline of an entry on `device`, and its call."""
+    """The pipeline of an entry on `device`, and its call with `options`."""
     entry = entries()[name]
     kind = getattr(diffusers, entry["pipeline"])
     model = denoiser(name, device, dtype, small)
@@ -87,7 +93,7 @@ def build(
         parts["requires_safety_checker"] = False
     pipe = kind(**parts)
     pipe.set_progress_bar_config(disable=True)
-    call = entry["call"] | (entry["small_call"] if small else {})
+    call = entry["call"] | (entry["small_call"] if small else {}) | options
     generator = torch.Generator().manual_seed(1)
     for argument, shape in entry["conditioning"].items():
         value = torch.randn(shape, generator=generator)
