@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	&& echo "$$p" && break; done)
 
-.PHONY: demo test bench lint install clean
+.PHONY: demo test bench bench-cuda speed-report lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m diffcache demo $(ARGS)
@@ -25,6 +25,13 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest bench $(ARGS)
+
+# What needs a GPU, in at most ten minutes; what it measures is appended to bench/results.
+bench-cuda: $(INSTALLED)
+	timeout 600 $(BIN)/pytest bench -m gpu $(ARGS)
+
+speed-report: $(INSTALLED)
+	$(BIN)/python bench/speed_report.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

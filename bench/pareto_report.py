@@ -204,7 +204,8 @@ def write(results: Path, folder: Path) -> None:
     parts = [
         "# Measurements",
         "Everything here is made from files under `bench/results/`, which carry the machine and "
-        "the versions.",
+        "the versions. Kernels, realised speed-up, waiting for the device and memory are in "
+        "[speed.md](speed.md).",
         *_pareto(grouped),
     ]
     if (oracle := results / "oracle.jsonl").exists():

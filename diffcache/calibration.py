@@ -177,3 +177,20 @@ def adapters_of(modules: Iterable[nn.Module]) -> dict[str, float]:
                 active = getattr(layer, "active_adapters", [])
                 found.update({name: float(scaling[name]) for name in active if name in scaling})
     return found
+
+
+def cautious(
+    method: Method,
+    calibration: Calibration | None,
+    modules: list[nn.Module],
+    steps: int | None,
+) -> tuple[Method, str | None]:
+    """The method, and where the calibration no longer fits, one that skips once at a time."""
+    drift = calibration.drift(modules, steps) if calibration is not None else []
+    if not drift:
+        return method, None
+    note = (
+        f"the calibration was measured otherwise ({'; '.join(drift)}), so that no two steps in a "
+        f"row are skipped; diffcache.calibrate(pipe, prompts, method={method.name!r}) measures anew"
+    )
+    return method.configured(max_consecutive_skips=1), note

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from .calibration import Calibration
+from .calibration import Calibration, cautious
 from .methods import Method
 from .refining import Draft
 from .requesting import requests
@@ -18,7 +18,9 @@ from .runtime import clock
 from .runtime.disguise import base_of, disguised
 from .runtime.generation import Generation, current, timestep_of
 from .runtime.names import Names
+from .runtime.reading import waits
 from .runtime.report import Report
+from .runtime.timetable import number_of
 from .sites import Attachment, gate
 from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers, version
 from .sites.helpers import helpers, on_demand
@@ -32,23 +34,6 @@ def requested(method: Method) -> Method:
     """The method with the options of the request that is open, if any."""
     request = requests.get()
     return method.configured(**request.options) if request is not None else method
-
-
-def cautious(
-    method: Method,
-    calibration: Calibration | None,
-    modules: list[nn.Module],
-    steps: int | None,
-) -> tuple[Method, str | None]:
-    """The method, and where the calibration no longer fits, one that skips once at a time."""
-    drift = calibration.drift(modules, steps) if calibration is not None else []
-    if not drift:
-        return method, None
-    note = (
-        f"the calibration was measured otherwise ({'; '.join(drift)}), so that no two steps in a "
-        f"row are skipped; diffcache.calibrate(pipe, prompts, method={method.name!r}) measures anew"
-    )
-    return method.configured(max_consecutive_skips=1), note
 
 
 def _put_on(
@@ -240,8 +225,11 @@ class ModelWrapping:
 
     def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
         """The generation that serves a call of the denoiser with these arguments."""
+        before, run = waits(), self._generation and self._generation.run
         # The first argument is the sample.
-        timestep = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
+        given = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
+        timestep = number_of(given, run and run.timetable)
+        waited = waits() - before
         if timestep is not None:
             if timestep > self._timestep and self._generation is not None:
                 self._end()
@@ -250,6 +238,7 @@ class ModelWrapping:
             self._begin()
             scheduler = self._scheduler()
             self._generation.timesteps_set(scheduler, base_of(scheduler).__name__)
+        self._generation.report.host_reads += waited
         return self._generation
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .transfer import sent
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -128,4 +130,4 @@ def _check_weight_tensor(
     table = weights.tolist()
     if table and table.count(table[0]) == rows:
         return tuple(map(float, table[0]))
-    return weights.to(device)
+    return sent(weights, device)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from diffcache.policies import ErrorBudget, Policy
+from diffcache.policies import DraftError, ErrorBudget, Policy
 from diffcache.predictors import Newton, Predictor
 from diffcache.runtime.guards import Guards
 from diffcache.sites import Output, Site
@@ -51,6 +51,9 @@ class Method:
         policy: when.
         predictor: what stands in for it.
         guards: what may never be skipped.
+        lagged: let policies read evidence that is a step older, so that no denoiser call waits for
+            the device. Costs some fidelity or some skips; drafts are verified inside the call, so
+            that it is refused for policies that accept them.
         name: how reports call it.
         kind: its class in the survey arXiv 2510.19755, None for one of your own.
         summary: one line on what it does.
@@ -68,6 +71,7 @@ class Method:
     policy: Policy = field(default_factory=ErrorBudget)
     predictor: Predictor = field(default_factory=Newton)
     guards: Guards = field(default_factory=Guards)
+    lagged: bool = False
     name: str = "custom"
     kind: Kind | None = None
     summary: str = ""
@@ -95,6 +99,14 @@ class Method:
                 f"{type(self.site).__name__} cannot provide; it provides {provided}. "
                 f"{_sites_with(needed)}"
             )
+        if not isinstance(self.lagged, bool):
+            raise ValueError(f"lagged={self.lagged!r} is neither True nor False; use lagged=True")
+        if self.lagged and needed is DraftError:
+            raise ValueError(
+                f"lagged=True, but {type(self.policy).__name__} accepts or rejects a draft inside "
+                "the call that it stands for; leave lagged out, or use a method whose policy "
+                "decides before, as diffcache.wrap(pipe, 'adaptive', lagged=True)"
+            )
         if self.predictor.differences and not self.site.keeps_differences:
             raise ValueError(
                 f"{type(self.predictor).__name__} forecasts differences of guidance branches, "
@@ -118,11 +130,11 @@ class Method:
         try:
             return replace(self, site=Output())
         except ValueError:
-            return Method(guards=self.guards, name=self.name)
+            return Method(guards=self.guards, lagged=self.lagged, name=self.name)
 
     def options(self) -> dict[str, Any]:
         """Every option that `configured` takes, with its value."""
-        return {
+        return {"lagged": self.lagged} | {
             option.name: getattr(getattr(self, part), option.name)
             for part in _PARTS
             for option in fields(getattr(self, part))
@@ -139,7 +151,7 @@ class Method:
         whole = {name: _part(name, options.pop(name)) for name in list(options) if name in _PARTS}
         if whole:
             return replace(self, **whole).configured(**options)
-        parts = {name: getattr(self, name) for name in _PARTS}
+        parts: dict[str, Any] = {name: getattr(self, name) for name in _PARTS}
         unknown = [name for name in options if name not in self.options()]
         if unknown:
             raise ValueError(
@@ -153,7 +165,7 @@ class Method:
                 if option.name in options
             }
             parts[name] = replace(part, **own) if own else part
-        return replace(self, **parts)
+        return replace(self, **parts, lagged=options.get("lagged", self.lagged))
 
 
 def _part(name: str, value: Any) -> Any:

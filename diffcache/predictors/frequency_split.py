@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from diffcache.kernels.transfer import sent
+
 from .base import Predictor
 
 Range = tuple[float, float]
@@ -69,7 +71,7 @@ class FrequencySplit(Predictor):
             return newest.clone()
         low, high = torch.tensor(weights, device=newest.device, dtype=torch.float32).unbind(1)
         shape = (-1, *[1] * (newest.ndim - 1))
-        inside = _low(*newest.shape[-2:]).to(newest.device)
+        inside = sent(_low(*newest.shape[-2:]), newest.device)
         gain = torch.where(inside, low.reshape(shape), high.reshape(shape))
         real = newest.to(torch.promote_types(newest.dtype, torch.float32))
         return torch.fft.ifft2(torch.fft.fft2(real) * gain).real.to(newest.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import isnan, nan, sqrt
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcache.kernels import forecast_error, latent_difference
+from diffcache.kernels.transfer import sent
 from diffcache.policies import (
     Evidence,
     ForecastError,
@@ -20,40 +20,12 @@ from diffcache.policies import (
 )
 from diffcache.predictors import Predictor
 
+from .collector import Collector
 from .history import History
 from .lanes import Lane
+from .reading import Reading, on_host
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
-
-
-class Collector(ABC):
-    """Gathers one kind of evidence over a run, for `samples` samples."""
-
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        self.samples = samples
-        self.predictor = predictor
-        self._unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
-
-    def attend(self, lane: Lane) -> None:
-        """Takes in that a call of the step to come continues `lane`."""
-
-    @abstractmethod
-    def before(self, time: float, step: int) -> Evidence:
-        """What a policy may read before step number `step` at coordinate `time`."""
-
-    def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
-        """Takes in a step: the guided prediction, the latents it gave, who was computed.
-
-        Returns the measured relative error of the forecast `[samples]`, float64, NaN where none
-        was measured.
-        """
-        return self._unknown
-
-    @property
-    def bytes(self) -> int:
-        return 0
 
 
 class NothingCollected(Collector):
@@ -70,9 +42,11 @@ class ForecastErrorCollector(Collector):
     a step.
     """
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.history = History(predictor.anchors)
+        # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
+        self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
         # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
         self._growths = self._rates
@@ -81,6 +55,9 @@ class ForecastErrorCollector(Collector):
         return time if self.predictor.coordinate == "noise" else float(step)
 
     def before(self, time: float, step: int) -> ForecastError:
+        while self._measured and self._measured[0][0] < step - 1:
+            _, squares, growths, computed = self._measured.pop(0)
+            self._learn(_relative(squares.value()), growths, computed)
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
         self._growths = self.history.growth(self.predictor, self._at(time, step))
@@ -94,28 +71,31 @@ class ForecastErrorCollector(Collector):
             return self._unknown
         error, values = self._unknown, [prediction]
         if self.history.fits(values):
-            errors = self._errors(time, step, prediction)
-            self._learn(errors, computed)
-            error = _vector(errors)
+            squares = self._squares(time, step, prediction)
+            if self.reader.lagged:
+                self._measured.append((step, Reading(squares), self._growths, computed))
+            else:
+                # Where a batch is on another device, this is the one synchronisation of the step.
+                errors = _relative(on_host(squares))
+                self._learn(errors, self._growths, computed)
+                error = _vector(errors)
         self.history.append(values, time, step, None if all(computed) else computed)
         return error
 
-    def _learn(self, errors: list[float], computed: Sequence[bool]) -> None:
-        for sample, (error, growth) in enumerate(zip(errors, self._growths, strict=True)):
+    def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
+        for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
             measured = error / growth if growth else nan
             if computed[sample] and not isnan(measured):
                 self._rates[sample] = measured
 
-    def _errors(self, time: float, step: int, truth: Tensor) -> list[float]:
-        """The relative error of each sample's forecast of `truth` `[samples, ...]`."""
+    def _squares(self, time: float, step: int, truth: Tensor) -> Tensor:
+        """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
         weights = self.history.weights(self.predictor, self._at(time, step))
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
         rows = [(1.0, *[-weight for weight in row]) for row in weights]
         alike = rows.count(rows[0]) == len(rows)
-        coefficients = rows[0] if alike else torch.tensor(rows, device=truth.device)
-        # Where a batch is on another device, this is the one synchronisation of the step.
-        off, size = forecast_error((truth, *anchors), coefficients).tolist()
-        return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
+        coefficients = rows[0] if alike else sent(torch.tensor(rows), truth.device)
+        return forecast_error((truth, *anchors), coefficients)
 
     @property
     def bytes(self) -> int:
@@ -125,8 +105,8 @@ class ForecastErrorCollector(Collector):
 class LatentChangeCollector(Collector):
     """Raw differences of the latents; kept in fp32, where bf16 would measure its own rounding."""
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.latents: list[Tensor] = []
 
     def before(self, time: float, step: int) -> LatentChange:
@@ -134,8 +114,12 @@ class LatentChangeCollector(Collector):
             return LatentChange(self._unknown, None)
         count = self.latents[0][0].numel()
         found = latent_difference(self.latents, _THIRD[: len(self.latents)], steps=True)
-        both = torch.stack([found.abs_step, found.abs_difference]).cpu().double() / count
-        return LatentChange(both[0], both[1] if len(self.latents) == 4 else None)
+        third = [found.abs_difference] if len(self.latents) == 4 else []
+        read = self.reader.read(torch.stack([found.abs_step, *third]))
+        if read is None:
+            return LatentChange(self._unknown, None)
+        changes = read.double() / count
+        return LatentChange(changes[0], changes[1] if len(changes) == 2 else None)
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
@@ -160,18 +144,19 @@ class PredictedChangeCollector(Collector):
     fp32, where bf16 would measure its own rounding.
     """
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.latents: list[Tensor] = []
         # At each sample's last computed step: prediction, latents, and the slope k / mean |v|.
         self.computed: list[Tensor] = []
-        self.slope = torch.full((samples,), float("nan"))
+        self.slope: Tensor | None = None
 
     def before(self, time: float, step: int) -> PredictedChange:
-        if len(self.latents) < 2:
+        if len(self.latents) < 2 or self.slope is None:
             return PredictedChange(self._unknown)
         moved = latent_difference(self.latents, (1.0, -1.0)).abs_difference
-        return PredictedChange((self.slope.to(moved.device) * moved).cpu().double())
+        read = self.reader.read(self.slope * moved)
+        return PredictedChange(self._unknown if read is None else read.double())
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
@@ -187,7 +172,7 @@ class PredictedChangeCollector(Collector):
         return self._unknown
 
     def _learn(self, newest: list[Tensor], computed: Sequence[bool]) -> None:
-        rows = torch.tensor(computed, device=newest[0].device)
+        rows = sent(torch.tensor(computed), newest[0].device)
         if self.computed:
             found = [
                 latent_difference(pair, (1.0, -1.0))
@@ -195,7 +180,8 @@ class PredictedChangeCollector(Collector):
             ]
             # Means over as many elements, so that sums will do.
             slope = found[0].abs_difference / found[1].abs_difference / found[0].abs_reference
-            self.slope = torch.where(rows, slope, self.slope.to(slope.device))
+            known = torch.full_like(slope, nan) if self.slope is None else self.slope
+            self.slope = torch.where(rows, slope, known)
         along = rows.reshape(-1, *[1] * (newest[0].ndim - 1))
         self.computed = [
             torch.where(along, new, old)
@@ -213,9 +199,10 @@ class ModuleChangeCollector(Collector):
     Modules are known by path, so that one denoiser's thresholds serve another that takes over.
     """
 
-    def __init__(self, samples: int, predictor: Predictor) -> None:
-        super().__init__(samples, predictor)
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        super().__init__(samples, predictor, lagged)
         self.lanes: list[Lane] = []
+        self._lengths: list[tuple[str, int]] = []
         # Modules keep their columns, so that what a policy remembers of them stays theirs.
         self.known: dict[str, Tensor] = {}
 
@@ -224,24 +211,41 @@ class ModuleChangeCollector(Collector):
 
     def before(self, time: float, step: int) -> ModuleChange:
         found: dict[str, list[Tensor]] = {}
-        for lane in self.lanes:
-            for key, change in self._by_sample(lane.changes).items():
-                found.setdefault(key, []).append(change)
-        self.lanes.clear()
+        for key, change in self._by_sample():
+            found.setdefault(key, []).append(change)
         means = {key: torch.stack(changes).mean(0) for key, changes in found.items()}
         self.known = dict.fromkeys(self.known, self._unknown) | means
         if not self.known:
             return ModuleChange(self._unknown.new_empty(self.samples, 0), ())
         return ModuleChange(torch.stack(list(self.known.values()), 1), tuple(self.known))
 
-    def _by_sample(self, changes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Changes `[rows]` as `[samples]`, on the host."""
-        first = next(iter(changes.values()), None)
-        if first is None or len(first) % self.samples:
-            return {}
+    def _by_sample(self) -> list[tuple[str, Tensor]]:
+        """Each change of the branches attended `[rows]`, as `[samples]` on the host."""
+        changes = [
+            (key, change)
+            for lane in self.lanes
+            for key, change in lane.changes.items()
+            if not len(change) % self.samples
+        ]
+        self.lanes.clear()
+        if not changes:
+            return []
         # A denoiser may be spread over devices; one transfer takes all to the host.
-        rows = torch.stack([change.to(first.device) for change in changes.values()]).cpu().double()
-        return dict(zip(changes, rows.unflatten(1, (-1, self.samples)).mean(1), strict=True))
+        device = changes[0][1].device
+        newest = [(key, len(change)) for key, change in changes]
+        read = self.reader.read(torch.cat([change.to(device) for _, change in changes]))
+        known, self._lengths = self._lengths if self.reader.lagged else newest, newest
+        if read is None:
+            return []
+        rows = read.double().split([length for _, length in known])
+        means = [part.unflatten(0, (-1, self.samples)).mean(0) for part in rows]
+        return [(key, mean) for (key, _), mean in zip(known, means, strict=True)]
+
+
+def _relative(squares: Tensor) -> list[float]:
+    """The relative error of each sample, from `[2, samples]` on the host."""
+    off, size = squares.tolist()
+    return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
 
 
 def _vector(values: list[float]) -> Tensor:
@@ -260,6 +264,8 @@ _COLLECTORS: dict[type[Evidence], type[Collector]] = {
 }
 
 
-def collector_for(evidence: type[Evidence], samples: int, predictor: Predictor) -> Collector:
+def collector_for(
+    evidence: type[Evidence], samples: int, predictor: Predictor, lagged: bool = False
+) -> Collector:
     """A new collector of that kind of evidence."""
-    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor)
+    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor, lagged)

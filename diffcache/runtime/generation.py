@@ -15,6 +15,7 @@ from .checking import run_first, unchecked
 from .lanes import Lane
 from .names import Names
 from .promises import kept
+from .reading import waits
 from .report import Report
 from .rows import tensor_leaves
 from .run import Run
@@ -80,10 +81,12 @@ class Generation:
             self.steps_seen += 1
             return
         self.turn = None
+        before = waits()
         try:
             self._stepped(scheduler, kind, arguments, latents)
         except Exception as error:
             self._survive(error)
+        self.report.host_reads += waits() - before
 
     def _stepped(self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any) -> None:
         if not self.runs:
@@ -129,12 +132,15 @@ class Generation:
         """Serves one denoiser call: computes it, forecasts it, or some rows of each."""
         self.turn = None
         if not self.broken:
+            before = waits()
             try:
                 self.turn = turn = self._turn(attachment, invoke, names, args, kwargs)
                 if turn is not None:
                     return self._serve(attachment, turn)
             except Exception as error:
                 self._survive(error)
+            finally:
+                self.report.host_reads += waits() - before
         return self._plainly(invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
@@ -275,16 +281,10 @@ def _sample(value: Any) -> tuple[Tensor | None, bool]:
     return None, False
 
 
-def timestep_of(arguments: dict[str, Any]) -> float | None:
-    """The timestep among a denoiser call's bound arguments, on the host."""
-    for name in ("timestep", "timesteps", "t"):
-        if name in arguments:
-            return _number(arguments[name])
-    return None
-
-
-def _number(value: Any) -> float | None:
+def timestep_of(arguments: dict[str, Any]) -> Tensor | float | None:
+    """The timestep among a denoiser call's bound arguments, wherever it is."""
+    names = ("timestep", "timesteps", "t")
+    value = next((arguments[name] for name in names if name in arguments), None)
     if isinstance(value, Tensor):
-        count = value.numel()
-        return value.item() if count == 1 else value.flatten()[0].item() if count else None
+        return value[(0,) * value.ndim] if value.numel() else None
     return float(value) if isinstance(value, (int, float)) else None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffcache.kernels.transfer import sent
 from diffcache.predictors import Predictor
 
 Clock = tuple[tuple[float, ...], ...]
@@ -126,9 +127,12 @@ class History:
             if not self.anchors[row] or self.anchors[row][0].time != anchor.time
         ]
         for index, leaf in enumerate(leaves):
+            push, write = (
+                sent(torch.tensor(rows, dtype=torch.long), leaf.device) for rows in (fresh, written)
+            )
             for newer, older in zip(self.slots[-2::-1], self.slots[:0:-1], strict=True):
-                older[index][fresh] = newer[index][fresh]
-            self.slots[0][index][written] = leaf[written]
+                older[index][push] = newer[index][push]
+            self.slots[0][index][write] = leaf[write]
         moved = set(fresh)
         for row in written:
             kept = self.anchors[row] if row in moved else self.anchors[row][1:]

@@ -39,6 +39,8 @@ class Report:
             times; `wrap(pipe, mask=report.mask)` replays it.
         trace: one `Event` a step.
         cache_bytes: most memory the caches held.
+        host_reads: how often the host waited for a value from the denoiser's device; counted on
+            the CPU too, where there is nothing to wait for.
         prefix: row-steps whose outputs were kept for `refine`; in the report of a refined
             generation, those that were taken from there in place of being computed.
         prefix_bytes: memory that they hold as long as the request does.
@@ -55,6 +57,7 @@ class Report:
     mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
     trace: list[Event] = field(default_factory=list)
     cache_bytes: int = 0
+    host_reads: int = 0
     prefix: int = 0
     prefix_bytes: int = 0
     seconds: float = 0.0
@@ -90,6 +93,7 @@ class Report:
             f"  steps    {self.steps} × {self.rows} rows, {self.calls} denoiser calls",
             f"  rules    {rules or 'none'}",
             f"  cache    {self.cache_bytes / 2**20:.2f} MiB",
+            f"  waits    {self.host_reads} for the device",
             f"  seconds  {self.seconds:.2f}",
         ]
         if self.prefix:

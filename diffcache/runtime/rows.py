@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcache.kernels.transfer import sent
+
 
 def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
     """`tree` with every leaf changed; dicts, model outputs, lists and tuples keep their type."""
@@ -122,7 +124,7 @@ def _take(tree: Any, rows: int, index: Tensor, batched: Callable[[Any], bool]) -
         return type(tree)(map(deeper, tree))
     if not batched(tree):
         return tree
-    where = index.to(tree.device)
+    where = sent(index, tree.device)
     if tree.shape[0] == rows:
         return tree[where]
     return tree.unflatten(0, (rows, -1))[where].flatten(0, 1)
@@ -135,14 +137,14 @@ def samples_to_rows(values: list[bool], rows: int) -> list[bool]:
 
 def merge(computed: Tensor, forecast: Tensor, index: Tensor) -> Tensor:
     """`forecast` with the rows in `index` replaced by `computed`, written in place."""
-    forecast[index.to(forecast.device)] = computed.to(forecast.dtype)
+    forecast[sent(index, forecast.device)] = computed.to(forecast.dtype)
     return forecast
 
 
 def along(mask: list[bool], like: Tensor) -> Tensor:
     """`mask` as a tensor that selects rows of `like`, whose rows may have several entries."""
-    rows = torch.tensor(mask, device=like.device).repeat_interleave(like.shape[0] // len(mask))
-    return rows.reshape(-1, *[1] * (like.ndim - 1))
+    rows = torch.tensor(mask).repeat_interleave(like.shape[0] // len(mask))
+    return sent(rows, like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def as_index(mask: list[bool]) -> Tensor:

@@ -28,6 +28,7 @@ class Composition(Protocol):
     policy: Policy
     predictor: Predictor
     guards: Guards
+    lagged: bool
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Run:
         self.method = method
         self.scheduler = scheduler
         self.timetable = Timetable(scheduler, earlier)
-        self.opening: float | None = None
+        self.opening: Tensor | float | None = None
         self._enter(0)
         self.predictor = method.predictor
         self.in_forward = method.policy.evidence is ProbeChange
@@ -100,11 +101,12 @@ class Run:
         self.index = index
         self.time, self.step = self.timetable.time(index), self.timetable.step(index)
 
-    def opens(self, timestep: float | None) -> bool:
+    def opens(self, timestep: Tensor | float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
         if self.opening is None:
             self.opening = timestep
-        return self.opening == timestep
+            return True
+        return timestep is not None and self.timetable.same(self.opening, timestep)
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
@@ -121,7 +123,7 @@ class Run:
         if found is None:
             policy = self.method.policy
             found = self.stages[self.stage_number] = Stage(
-                collector_for(policy.evidence, samples, self.method.predictor),
+                collector_for(policy.evidence, samples, self.method.predictor, self.method.lagged),
                 policy.init(samples),
                 [0] * samples,
             )

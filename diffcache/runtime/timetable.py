@@ -5,9 +5,12 @@ from __future__ import annotations
 from math import inf, nan
 from typing import Any
 
+from torch import Tensor
+
 from diffcache.policies import Grid, Step
 
 from .guards import Guards
+from .reading import on_host
 from .schedulers import coordinates, is_flow, noise, out_of_1000, timesteps_of, weights
 
 
@@ -28,6 +31,7 @@ class Timetable:
         self.earlier = earlier
         self.timesteps = timesteps_of(scheduler)
         self.scaled = out_of_1000(self.timesteps)
+        self._source = getattr(scheduler, "timesteps", None)
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         self.begin = 0
@@ -45,7 +49,8 @@ class Timetable:
             guards: what may not be skipped.
         """
         if timestep is not None and self.timesteps:
-            distance = [abs(t - float(timestep)) for t in self.timesteps]
+            first = self.read(timestep)
+            distance = [abs(t - first) for t in self.timesteps]
             self.begin = distance.index(min(distance))
         self.total = total or len(self.timesteps) - self.begin
         places = [self._place(index) for index in range(self.total)]
@@ -56,6 +61,31 @@ class Timetable:
             inf if guards.max_consecutive_skips is None else guards.max_consecutive_skips,
         )
         self._steps = list(map(self._step, range(self.total)))
+
+    def read(self, timestep: Tensor | float) -> float:
+        """A timestep on the host; the device is not asked for an entry of the scheduler's own."""
+        place = self._entry(timestep)
+        if place is not None:
+            return self.timesteps[place]
+        return float(on_host(timestep) if isinstance(timestep, Tensor) else timestep)
+
+    def same(self, one: Tensor | float, other: Tensor | float) -> bool:
+        """Whether two timesteps are equal, for which the device is asked once at most."""
+        known = None not in (self._entry(one), self._entry(other))
+        if known or not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+            return self.read(one) == self.read(other)
+        return bool(on_host(one == other))
+
+    def _entry(self, timestep: Tensor | float) -> int | None:
+        """Which entry of the scheduler's own tensor a timestep is a view of."""
+        table = self._source
+        if not (isinstance(timestep, Tensor) and isinstance(table, Tensor)):
+            return None
+        # What pipelines and loops hand on are mostly views of the table itself.
+        place, rest = divmod(timestep.data_ptr() - table.data_ptr(), table.element_size())
+        alike = timestep.device == table.device and timestep.dtype == table.dtype
+        inside = 0 <= place < len(self.timesteps) == table.numel()
+        return place if alike and inside and not rest and table.is_contiguous() else None
 
     def step(self, index: int) -> Step:
         """What policies are told of step number `index`."""
@@ -78,3 +108,10 @@ class Timetable:
     def _place(self, index: int) -> int:
         # A loop longer than its timetable stays at its end.
         return min(self.begin + index, len(self.timesteps) - 1)
+
+
+def number_of(timestep: Tensor | float | None, timetable: Timetable | None) -> float | None:
+    """A timestep on the host, which `timetable` may know without asking the device."""
+    if timestep is None or timetable is None:
+        return float(on_host(timestep)) if isinstance(timestep, Tensor) else timestep
+    return timetable.read(timestep)

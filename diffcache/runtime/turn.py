@@ -12,6 +12,7 @@ from diffcache.policies import ModuleChange
 
 from .lanes import Lane
 from .promises import kept
+from .reading import Reader, on_host
 from .recorder import recording
 from .rows import as_index, map_leaves, samples_to_rows
 from .run import Run
@@ -70,11 +71,15 @@ class Turn:
         sample nor the timestep, as the first block of a text refiner: every row then computes.
         """
         samples = self.run.samples
-        totals = torch.stack([change, reference]).cpu().double().reshape(2, -1, samples).sum(1)
+        memory = self.lane.memory
+        reader = memory.setdefault("reader", Reader(self.run.method.lagged))
+        found = reader.read(torch.stack([change, reference]))
+        if found is None:
+            return self.compute_all()
+        totals = found.double().reshape(2, -1, samples).sum(1)
         if not totals[0].any():
             self.run.note("the first block gave the same at two steps, so all blocks were computed")
             return self.compute_all()
-        memory = self.lane.memory
         # Branches see different changes, so that each has a policy's memory of its own.
         mask, memory["policy"] = self.run.ask(totals[0] / totals[1], memory.get("policy"))
         self._settle(mask)
@@ -160,7 +165,7 @@ class Turn:
         Returns whether there are any that did not compute before.
         """
         samples = self.run.samples
-        errors = error.cpu().double().reshape(-1, samples).mean(0)
+        errors = on_host(error).double().reshape(-1, samples).mean(0)
         rejected = samples_to_rows(self.run.rejected(errors), self.rows)
         before, self.mask = self.mask, [a or b for a, b in zip(self.mask, rejected, strict=True)]
         return self.mask != before

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffcache.kernels.transfer import sent
 from diffcache.policies import NoEvidence
 from diffcache.runtime.rows import as_index, by_rows, merge, take
 from diffcache.runtime.turn import Turn
@@ -65,7 +66,7 @@ class GuidanceAttachment(OutputAttachment):
         for part, bias in zip(parts, turn.forecast("bias"), strict=True):
             whole = merge(part, part.new_empty(turn.rows, *part.shape[1:]), index)
             stand_in = whole.chunk(2)[conditional].to(bias.dtype) + bias
-            which = (skipped % turn.run.samples).to(bias.device)
+            which = sent(skipped % turn.run.samples, bias.device)
             merged.append(merge(stand_in[which], whole, skipped))
         filled = self._fill(turn, merged)
         if len(skipped) < turn.run.samples:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,19 +64,16 @@ def test_more_pictures_of_one_spread_assure_more():
 
 
 def test_unseen_pictures_reach_a_psnr_tuned_on_others(trained):
-    words = ("red", "blue", "green", "yellow")
-    prompts = [
-        f"{n} {word} {shape}"
-        for word in words
-        for n, shape in (("one", "circle"), ("two", "squares"))
-    ]
-    call = {**CALL, "batch_size": 8}
-    found = diffcache.tune(trained, prompts, psnr=35, **call)
-    unseen = [f"three {word} circles" for word in words] + [f"one {word} square" for word in words]
-    row = diffcache.compare(trained, unseen, [("adaptive", found.options)], beside=(), **call).rows[
-        -1
-    ]
-    assert (row.psnr >= 35).mean() >= 0.9
+    saved = Path(__file__).parents[2] / "bench" / "tiny" / "prompts.json"
+    prompts = [pair["prompt"] for pair in json.loads(saved.read_text())["prompts"][64:]]
+    call = {**CALL, "batch_size": 16}
+    found = diffcache.tune(trained, prompts[:16], psnr=35, **call)
+    table = diffcache.compare(
+        trained, prompts[16:], [("adaptive", found.options)], beside=(), **call
+    )
+    # Nine in ten of all pictures; of sixteen, one or two fewer may.
+    assert (table.rows[-1].psnr >= 35).mean() >= 0.8
+    assert found.searched.compute < 0.9
 
 
 def test_a_psnr_out_of_reach_is_an_error_that_says_what_is_assured(trained, monkeypatch):

@@ -1,0 +1,50 @@
+"""What gathers one kind of evidence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffcache.policies import Evidence
+from diffcache.predictors import Predictor
+
+from .lanes import Lane
+from .reading import Reader
+
+
+class Collector(ABC):
+    """Gathers one kind of evidence over a run, for `samples` samples.
+
+    Where it is `lagged`, policies read what was measured a step before the newest, so that nobody
+    waits for the device.
+    """
+
+    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+        self.samples = samples
+        self.predictor = predictor
+        self.reader = Reader(lagged)
+        self._unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
+
+    def attend(self, lane: Lane) -> None:
+        """Takes in that a call of the step to come continues `lane`."""
+
+    @abstractmethod
+    def before(self, time: float, step: int) -> Evidence:
+        """What a policy may read before step number `step` at coordinate `time`."""
+
+    def after(
+        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
+    ) -> Tensor:
+        """Takes in a step: the guided prediction, the latents it gave, who was computed.
+
+        Returns the measured relative error of the forecast `[samples]`, float64, NaN where none
+        was measured.
+        """
+        return self._unknown
+
+    @property
+    def bytes(self) -> int:
+        return 0

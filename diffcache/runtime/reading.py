@@ -1,0 +1,62 @@
+"""Values on their way from a denoiser's device to the host, and how often the host waited."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+_waits: ContextVar[int] = ContextVar("diffcache_waits", default=0)
+
+
+def waits() -> int:
+    """How often this thread or task has waited for a value; differences of it are what counts."""
+    return _waits.get()
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """`tensor` on the host, once the device has done all that is queued before it; counted.
+
+    A tensor that is on the host already counts as well, so that a count on the CPU is that of the
+    same generation on a GPU.
+    """
+    _waits.set(_waits.get() + 1)
+    return tensor.cpu()
+
+
+class Reading:
+    """A small tensor whose copy to the host is queued, to be read when it is no longer new."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._copied = tensor, None
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.current_stream(tensor.device).record_event()
+
+    def value(self) -> Tensor:
+        """The tensor on the host.
+
+        Should the host have got so far ahead that the copy is not there yet, it is waited for, so
+        that decisions never hang on timing; what was queued after it keeps the device at work.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+            return self._tensor
+        return self._tensor if self._tensor.device.type == "cpu" else on_host(self._tensor)
+
+
+class Reader:
+    """Reads one kind of evidence: at once, or one time late where `lagged`."""
+
+    def __init__(self, lagged: bool) -> None:
+        self.lagged = lagged
+        self._last: Reading | None = None
+
+    def read(self, tensor: Tensor) -> Tensor | None:
+        """`tensor` on the host; where reading lags, what was given the time before, if anything."""
+        if not self.lagged:
+            return on_host(tensor)
+        last, self._last = self._last, Reading(tensor)
+        return None if last is None else last.value()

@@ -1,0 +1,133 @@
+"""How often the host waits for the denoiser's device."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+
+import diffcache
+from diffcache.policies import ForecastError
+from diffcache.predictors import Newton
+from diffcache.runtime.evidence import collector_for
+from diffcache.runtime.generation import Generation
+from diffcache.runtime.reading import waits
+
+READING = [
+    ("unet", "adaptive"),
+    ("unet", "adaptivediffusion"),
+    ("unet", "easycache"),
+    ("dit", "adaptive"),
+    ("dit", "third_order"),
+    ("dit", "fbcache"),
+    ("dit", "teacache"),
+    ("dit", "foresight"),
+]
+STATIC = [("unet", "interval"), ("unet", "deepcache"), ("dit", "fora"), ("dit", "taylorseer")]
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How often each denoiser call waited, together with the step that it was made for."""
+    found: list[int] = []
+
+    def watched(plain: Callable, first: bool) -> Callable:
+        def run(self, *args, **kwargs):
+            before = waits()
+            output = plain(self, *args, **kwargs)
+            if first:
+                found.append(waits() - before)
+            else:
+                found[-1] += waits() - before
+            return output
+
+        return run
+
+    monkeypatch.setattr(Generation, "call", watched(Generation.call, True))
+    stepped = watched(Generation.scheduler_stepped, False)
+    monkeypatch.setattr(Generation, "scheduler_stepped", stepped)
+    return found
+
+
+@pytest.mark.parametrize(("kind", "method"), READING)
+def test_at_most_one_read_a_denoiser_call(make, generate, waited, kind, method):
+    pipe = diffcache.wrap(make(kind), method)
+    generate(pipe, samples=1, steps=14)
+    report = diffcache.report(pipe)
+    assert 0 < report.host_reads == sum(waited)
+    assert max(waited) == 1
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(("kind", "method"), STATIC)
+def test_no_read_where_the_mask_is_static(make, generate, kind, method, samples):
+    pipe = diffcache.wrap(make(kind), method)
+    generate(pipe, samples=samples, steps=14)
+    report = diffcache.report(pipe)
+    assert report.compute_fraction < 1
+    # Flux scales its timestep anew for each branch of true guidance, and whether the first two
+    # calls are of one step is read once.
+    assert report.host_reads <= (1 if kind == "dit" else 0)
+    generate(pipe, samples=samples, steps=14, cfg=False)
+    assert diffcache.report(pipe).host_reads == 0
+
+
+def test_a_mask_that_is_played_back_reads_only_to_prove_that_rows_are_independent(pipe, generate):
+    mask = torch.ones(14, 2, dtype=torch.bool)
+    mask[4:12:2, 0] = mask[5:12:2, 1] = False
+    diffcache.wrap(pipe, mask=mask)
+    generate(pipe, samples=2, steps=14, cfg=False)
+    assert diffcache.report(pipe).host_reads == 1
+    generate(pipe, samples=2, steps=14, cfg=False)
+    assert diffcache.report(pipe).host_reads == 0
+
+
+@pytest.mark.parametrize(("kind", "method"), READING)
+def test_nothing_is_waited_for_where_evidence_lags(make, generate, kind, method):
+    pipe = diffcache.wrap(make(kind), method, lagged=True)
+    once = generate(pipe, samples=1, steps=20, cfg=False)
+    report = diffcache.report(pipe)
+    assert report.host_reads == 0
+    assert "waits    0 for the device" in str(report)
+    again = generate(pipe, samples=1, steps=20, cfg=False)
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_lagging_budget_skips(make, generate, kind):
+    pipe = diffcache.wrap(make(kind), lagged=True, tolerance=10.0)
+    generate(pipe, samples=1, steps=20)
+    assert diffcache.report(pipe).compute_fraction < 0.6
+
+
+def test_a_lagging_budget_that_tolerates_nothing_skips_nothing(pipe, generate):
+    plain = generate(pipe)
+    diffcache.wrap(pipe, lagged=True, tolerance=0.0)
+    assert torch.equal(generate(pipe), plain)
+
+
+def test_lagging_evidence_is_that_of_the_step_before():
+    torch.manual_seed(0)
+    predictions = torch.randn(8, 2, 5).cumsum(0)
+    exact, lagging = (collector_for(ForecastError, 2, Newton(1), lagged) for lagged in (0, 1))
+    rates = []
+    for step, prediction in enumerate(predictions):
+        time = float(step) ** 1.5
+        found = [each.before(time, step).predicted for each in (exact, lagging)]
+        if step:
+            grown = torch.tensor(exact.history.growth(Newton(1), time))
+            rates.append([each / grown for each in found])
+        for each in (exact, lagging):
+            each.after(time, step, prediction, prediction, [True, True])
+    for (before, _), (_, now) in pairwise(rates):
+        torch.testing.assert_close(now, before, equal_nan=True)
+    assert not rates[-1][1].isnan().any()
+
+
+def test_drafts_cannot_lag(dit, generate):
+    plain = generate(dit)
+    with pytest.raises(ValueError, match="accepts or rejects a draft inside the call"):
+        diffcache.wrap(dit, "speca", lagged=True)
+    with pytest.raises(ValueError, match="lagged='yes' is neither True nor False; use lagged=True"):
+        diffcache.wrap(dit, lagged="yes")
+    assert torch.equal(generate(dit), plain)
