@@ -231,8 +231,8 @@ def _same(rows: list[dict], folder: Path) -> list[str]:
         f"give a mean PSNR within ±{BAND:g} dB over all schedulers and both pipelines, from 28 to "
         f"50 steps, and to skip {SKIPPED:.0%}. It {said}: {middle:.1f} ± {half:.1f} dB, skipping "
         f"at least {1 - worst:.0%}. Beside it, threshold rules at their published defaults on "
-        f"{peers} of the prompts. PSNR at the share of the steps that was computed (a skipped step still "
-        "computes a first block in `fbcache`); where little is skipped it meets its cap.",
+        f"{peers} of the prompts. PSNR at the share of the steps that was computed (a skipped "
+        "step still computes a first block in `fbcache`); where little is skipped it meets its cap.",
         "![One setting everywhere](targets.png)",
         same_table(rows),
     ]
