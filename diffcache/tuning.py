@@ -32,7 +32,7 @@ _DECIBELS_A_DECADE = 13.0
 _CLOSE = 1.12
 
 # Pictures of one setting are about as far apart (standard deviation, in dB; seen on the tiny
-# pipelines from 3.5 to 6.5), which is believed like the spread of so many pictures more.
+# UNet from 2 to 8), which is believed like the spread of so many pictures more.
 _SPREAD = 5.0
 _BELIEVED = 6
 
