@@ -32,7 +32,7 @@ _DECIBELS_A_DECADE = 13.0
 _CLOSE = 1.12
 
 # Pictures of one setting are about as far apart (standard deviation, in dB; seen on the tiny
-# pipelines from 3.5 to 6.5), which is believed like the spread of so many pictures more.
+# UNet from 2 to 8), which is believed like the spread of so many pictures more.
 _SPREAD = 5.0
 _BELIEVED = 6
 
@@ -127,7 +127,8 @@ def tune(
     Args:
         pipe: a diffusers pipeline.
         prompts: one entry a picture, as for `diffcache.compare`. The fewer there are the more
-            careful a `psnr` is tuned for; 16 cost little over the cheapest setting, 4 much.
+            careful a `psnr` is tuned for: 16 were seen to cost a fifth more than the cheapest
+            setting, 8 up to two fifths (docs/targets.md).
         psnr: dB to the plain picture that nine in ten pictures shall reach, each for itself and
             unseen ones too: what is searched for is a bound that holds with a confidence of 90 %.
             Gives a `tolerance`.
@@ -190,7 +191,8 @@ def assured(decibels: np.ndarray) -> float:
     (Experimental Statistics, NBS Handbook 91, 1963). Of few pictures the deviation s is hardly
     known, so it is drawn towards `_SPREAD`, or towards none where pictures are at the cap. A few
     pictures turn out quite another one, which tells nothing about the others: the median stands
-    for the mean, and none counts as farther below it than 2 `_SPREAD`.
+    for the mean, and none counts as farther below it than 2 `_SPREAD`. But these pictures have to
+    reach it themselves, `SHARE` of them.
     """
     count, middle = len(decibels), float(np.median(decibels))
     expected = min(_SPREAD, metrics.CAP - middle)
@@ -199,7 +201,8 @@ def assured(decibels: np.ndarray) -> float:
     squares = _BELIEVED * expected**2 + float((apart**2).sum())
     part, sure = NormalDist().inv_cdf(SHARE), NormalDist().inv_cdf(CONFIDENCE)
     a, b = 1 - sure**2 / (2 * freedom), part**2 - sure**2 / count
-    return middle - (part + sqrt(part**2 - a * b)) / a * sqrt(squares / freedom)
+    bound = middle - (part + sqrt(part**2 - a * b)) / a * sqrt(squares / freedom)
+    return min(bound, float(np.percentile(decibels, 100 * (1 - SHARE), method="lower")))
 
 
 class _Bench:
