@@ -28,7 +28,8 @@ work is avoided), a policy (when), a predictor (what stands in for it) and guard
 skipped; those not listed are as in `diffcache.Guards()`). Options are given by name,
 `diffcache.wrap(pipe, "interval", every=4)`, and a part of one method serves another,
 `diffcache.wrap(pipe, "dbcache", predictor="spectrum")`. `diffcache.cite("interval")` prints the
-BibTeX."""
+BibTeX. `lagged=True` lets any but `speca` decide from evidence a step old, without waiting for the
+device."""
 
 _NOT_HERE = """\
 ## Not here
@@ -96,12 +97,11 @@ def _part(part: Any) -> str:
 
 
 def _options(method: Method) -> str:
-    guards = {option.name for option in fields(method.guards)}
-    plain = {option.name: option.default for option in fields(method.guards)}
+    plain = {option.name: option.default for option in fields(method.guards)} | {"lagged": False}
     shown = {
         name: value
         for name, value in method.options().items()
-        if name not in guards or value != plain[name]
+        if name not in plain or value != plain[name]
     }
     return ", ".join(f"`{name}={value!r}`" for name, value in shown.items()) + "."
 

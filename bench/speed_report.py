@@ -176,7 +176,10 @@ def lagged(rows: list[Row]) -> list[str]:
         "call, and to none with a static mask or with `wrap(pipe, lagged=True)`. It does not count "
         "the timetable, which is read when the pipeline sets it, nor that a host two steps ahead "
         "of the device waits for the older one's evidence. Once in the life of a wrapped pipeline "
-        "the first mixed step of a batch is computed twice and compared, which is one read.",
+        "the first mixed step of a batch is computed twice and compared, which is one read; and a "
+        "pipeline that makes a new timestep for each guidance branch (Flux with true guidance) has "
+        "one read in the first step of each generation, static masks and lagged evidence included. "
+        "Conditioning that a pipeline rebuilds in each step is compared by value, a read a tensor.",
         "`python bench/lagged.py`: `adaptive` on the tiny trained pipelines, held-out prompts in "
         "one batch. PSNR against the full run, mean / 5th percentile.",
     ]
