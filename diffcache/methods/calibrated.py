@@ -3,7 +3,7 @@
 `diffcache.calibrate(pipe, prompts)` records the predictions of a few full runs and plans, for every
 number of computed steps, those that leave the least weighted error of the forecasts. The plans are
 ours, after DPCache, LeMiCa and BudCache. Every sample computes the same steps, unless `veto` lets
-the measured error of its own forecasts add some. The cache holds three outputs a guidance branch,
+the measured error of its own forecasts add some. The cache holds four outputs a guidance branch,
 and three guided predictions.
 """
 

@@ -1,7 +1,8 @@
 """What stands in for a skipped value: linear combinations of values really computed."""
 
-from .base import Predictor
+from .base import Course, Predictor
 from .chebyshev import ChebyshevRidge
+from .corrected import Corrected
 from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
@@ -9,6 +10,8 @@ from .taylor import Hermite, Taylor
 
 __all__ = [
     "ChebyshevRidge",
+    "Corrected",
+    "Course",
     "FrequencySplit",
     "Hermite",
     "Kriging",

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffcache.kernels import combine
+
+
+class Course(NamedTuple):
+    """How a run's steps go, where each adds a multiple of the prediction to the sample.
+
+    Attributes:
+        times: their coordinates.
+        moves: how far each moves the sample, in units of the clean one, for a unit prediction.
+        noise: in the same units, what each starts from.
+    """
+
+    times: tuple[float, ...]
+    moves: tuple[float, ...]
+    noise: tuple[float, ...]
 
 
 class Predictor(ABC):
@@ -30,6 +44,11 @@ class Predictor(ABC):
     def anchors(self) -> int: ...
 
     @property
+    def kept(self) -> int:
+        """How many computed values a run keeps: those that it reads, and what corrections read."""
+        return self.anchors
+
+    @property
     def needed(self) -> int:
         """How many computed values `growth` can be told from."""
         return self.anchors
@@ -43,6 +62,10 @@ class Predictor(ABC):
 
     def over(self, timesteps: tuple[float, ...]) -> Predictor:
         """The predictor for a run with these timesteps, one a step; most do not look at them."""
+        return self
+
+    def along(self, course: Course) -> Predictor:
+        """What forecasts whole predictions of a run with this course; most do not look at it."""
         return self
 
     def growth(self, times: Tensor, t: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from .base import Predictor
+from .base import Course, Predictor
+from .corrected import Corrected
 
 # Below the rounding of bf16, whose relative variance is 1e-6, weights must not amplify.
 _NUGGET = 1e-6
@@ -26,10 +27,14 @@ class Kriging(Predictor):
     Args:
         points: how many computed values it reads.
         length: the distance l over which values stay alike, as a part of the run's coordinate.
+        corrects: whether the first forecast after a gap makes up for what those in it were off by,
+            where whole predictions are forecast and each step adds a multiple of one to the sample
+            (`Corrected`). Keeps one value more.
     """
 
     points: int = 3
     length: float = 0.6
+    corrects: bool = True
 
     def __post_init__(self) -> None:
         if self.points not in range(1, 4):
@@ -42,8 +47,15 @@ class Kriging(Predictor):
         return self.points
 
     @property
+    def kept(self) -> int:
+        return self.points + self.corrects
+
+    @property
     def needed(self) -> int:
         return min(2, self.points)
+
+    def along(self, course: Course) -> Predictor:
+        return Corrected(self, course) if self.corrects else self
 
     def _covariance(self, distance: Tensor) -> Tensor:
         scaled = distance.abs() * (sqrt(3) / self.length)

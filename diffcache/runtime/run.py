@@ -56,6 +56,7 @@ class Run:
         predictor: the method's, on this run's timetable.
         in_forward: whether the policy's evidence appears inside the denoiser's forward.
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
+        corrector: what forecasts whole predictions.
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
@@ -65,12 +66,12 @@ class Run:
         self.timetable = Timetable(scheduler, earlier)
         self.opening: Tensor | float | None = None
         self._enter(0)
-        self.predictor = method.predictor
+        self.predictor = self.corrector = method.predictor
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
-        self.lanes = Lanes(method.predictor.anchors)
+        self.lanes = Lanes(method.predictor.kept)
         self.stages: dict[int, Stage] = {}
         self.stage_number = 0
         self.step_rows = 0
@@ -113,6 +114,8 @@ class Run:
         guards, timetable = self.method.guards, self.timetable
         timetable.locate(timestep, total, guards)
         self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
+        course = timetable.course
+        self.corrector = self.predictor if course is None else self.predictor.along(course)
         self._enter(self.index)
         self.lanes.restamp(self.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
@@ -136,7 +139,7 @@ class Run:
 
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
-        self.lanes = Lanes(self.method.predictor.anchors)
+        self.lanes = Lanes(self.method.predictor.kept)
         self.stages.clear()
         self._compute_all()
         self.rules = ["first"] * self.samples

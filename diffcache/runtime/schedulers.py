@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .disguise import base_of
+
 # Sampling noise enters at every step of these, whatever their configuration.
 _DRAWS_NOISE = re.compile(
     r"Ancestral|SDE|Sde|LCM|TCD|DDPM|CogVideoXDPM|RePaint|CosineDPM|SASolver|UnCLIP|SCM"
@@ -128,6 +130,22 @@ def weights(levels: list[float], flow: bool) -> list[float]:
     middle = median(moved) if moved else 0.0
     moved[-1:] = [_LAST * move for move in moved[-1:]]
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
+
+
+# Whose step adds a multiple of the prediction to the sample in units of the clean one, and keeps
+# nothing of earlier predictions.
+_ONE_STEP = {"DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"}
+
+
+def moves(scheduler: Any, levels: list[float], flow: bool) -> list[float] | None:
+    """How far each step moves the sample, in units of the clean one, for a unit prediction.
+
+    None where predictions reach the sample in another way.
+    """
+    of_noise = getattr(scheduler, "config", {}).get("prediction_type", "epsilon") == "epsilon"
+    if base_of(scheduler).__name__ not in _ONE_STEP or not (flow or of_noise):
+        return None
+    return [end - start for start, end in zip(levels, [*levels[1:], 0.0], strict=True)]
 
 
 def _noise_over_signal(cumulative: torch.Tensor, t: float) -> float:

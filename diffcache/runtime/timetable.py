@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.policies import Grid, Step
+from diffcache.predictors import Course
 
 from .guards import Guards
 from .reading import on_host
-from .schedulers import coordinates, is_flow, noise, out_of_1000, timesteps_of, weights
+from .schedulers import coordinates, is_flow, moves, noise, out_of_1000, timesteps_of, weights
 
 
 class Timetable:
@@ -23,6 +24,7 @@ class Timetable:
         coordinates: of each, the coordinate of its noise.
         weights: of each, how much an error at it weighs.
         begin: the place of the run's first step; not 0 for img2img.
+        course: what all of them do to the sample, where that is known.
         earlier: steps that the call made in other runs before.
         total: steps of the run; None before its first step was seen.
     """
@@ -34,6 +36,10 @@ class Timetable:
         self._source = getattr(scheduler, "timesteps", None)
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
+        moved = moves(scheduler, levels, flow)
+        self.course: Course | None = None
+        if moved is not None:
+            self.course = Course(tuple(self.coordinates), tuple(moved), tuple(levels))
         self.begin = 0
         self.total: int | None = None
         self._grid: Grid | None = None

@@ -52,7 +52,7 @@ class OutputAttachment(Attachment):
             if leaves := self._leaves(turn, output):
                 turn.remember("output", self._shifted(turn, leaves, -1))
             return output
-        forecast = self._shifted(turn, turn.forecast("output"), 1)
+        forecast = self._shifted(turn, turn.forecast("output", corrected=True), 1)
         if turn.none:
             return self._fill(turn, forecast)
         index = turn.index()

@@ -1,0 +1,69 @@
+"""Samples corrected for what skipped steps were off by, on the trained pipelines."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+
+import diffcache
+from diffcache import metrics, tiny
+from diffcache.runtime.timetable import Timetable
+
+STEPS = 24
+MASK = torch.tensor([i < 4 or i % 3 == 0 for i in range(STEPS)])[:, None].expand(STEPS, 2)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "known"),
+    [
+        (DDIMScheduler(), True),
+        (EulerDiscreteScheduler(), True),
+        (FlowMatchEulerDiscreteScheduler(), True),
+        (DDIMScheduler(prediction_type="v_prediction"), False),
+        (DPMSolverMultistepScheduler(), False),
+        (HeunDiscreteScheduler(), False),
+    ],
+)
+def test_the_course_is_known_where_steps_add_the_prediction(scheduler, known):
+    scheduler.set_timesteps(10)
+    course = Timetable(scheduler).course
+    assert (course is not None) == known
+    if known:
+        assert len(course.times) == len(course.moves) == 10
+        assert sum(course.moves) == pytest.approx(-course.noise[0])
+
+
+def pictures(pipe, **options):
+    with diffcache.wrapped(pipe, "mask", mask=MASK, **options):
+        return plain(pipe)
+
+
+def plain(pipe):
+    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    prompts = ["one red circle", "two blue squares"]
+    call = {"num_inference_steps": STEPS, "generator": seeds, "output_type": "np"}
+    return pipe(prompts, height=32, width=32, **call).images
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_corrected_pictures_are_nearer_to_the_full_ones(kind):
+    pipe = tiny.pipeline(kind)
+    pipe.set_progress_bar_config(disable=True)
+    full = plain(pipe)
+    with_it, without = (
+        metrics.psnr(pictures(pipe, corrects=corrects), full) for corrects in (True, False)
+    )
+    assert (with_it - without).mean() > 1.0
+
+
+def test_multistep_samplers_are_not_corrected():
+    pipe = tiny.pipeline("unet")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    assert np.array_equal(pictures(pipe, corrects=True), pictures(pipe, corrects=False))
