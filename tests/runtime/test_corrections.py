@@ -15,9 +15,6 @@ import diffcache
 from diffcache import metrics, tiny
 from diffcache.runtime.timetable import Timetable
 
-STEPS = 24
-MASK = torch.tensor([i < 4 or i % 3 == 0 for i in range(STEPS)])[:, None].expand(STEPS, 2)
-
 
 @pytest.mark.parametrize(
     ("scheduler", "known"),
@@ -39,16 +36,22 @@ def test_the_course_is_known_where_steps_add_the_prediction(scheduler, known):
         assert sum(course.moves) == pytest.approx(-course.noise[0])
 
 
-def pictures(pipe, **options):
-    with diffcache.wrapped(pipe, "mask", mask=MASK, **options):
-        return plain(pipe)
+PROMPTS = [
+    f"{count} {colour} {shape}"
+    for colour in ("red", "blue")
+    for count, shape in (("one", "circle"), ("two", "squares"), ("three", "triangles"))
+]
 
 
 def plain(pipe):
-    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    prompts = ["one red circle", "two blue squares"]
-    call = {"num_inference_steps": STEPS, "generator": seeds, "output_type": "np"}
-    return pipe(prompts, height=32, width=32, **call).images
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    call = {"num_inference_steps": 28, "generator": seeds, "output_type": "np"}
+    return pipe(PROMPTS, height=32, width=32, **call).images
+
+
+def pictures(pipe, **options):
+    with diffcache.wrapped(pipe, compute=0.36, **options):
+        return plain(pipe)
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
@@ -59,7 +62,7 @@ def test_corrected_pictures_are_nearer_to_the_full_ones(kind):
     with_it, without = (
         metrics.psnr(pictures(pipe, corrects=corrects), full) for corrects in (True, False)
     )
-    assert (with_it - without).mean() > 1.0
+    assert with_it.mean() > without.mean() + 0.5
 
 
 def test_multistep_samplers_are_not_corrected():
