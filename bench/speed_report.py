@@ -17,7 +17,7 @@ UNMEASURED = "**unmeasured**"
 ABOUT = """\
 Made by `make speed-report` (`python bench/speed_report.py`) from JSON lines under `bench/results/`,
 which carry the machine and the versions; never edited by hand. Fidelity per compute, and what a
-cache that never skips costs a call, are in [benchmarks.md](benchmarks.md), and what is given where a
+cache that never skips costs a call, are in [benchmarks.md](benchmarks.md), what is given where a
 share of the run or a PSNR is asked for in [targets.md](targets.md). Times are p20 / p50 / p80.
 `make bench` measures what this machine can, `make bench-cuda` what needs a GPU, in at most ten
 minutes."""

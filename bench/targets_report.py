@@ -171,7 +171,8 @@ def plot(rows: list[dict], path: Path) -> None:
     cells = sorted({place(row) for row in rows})
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = plt.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
-    colours = dict(zip(methods, ["#c0261f", "#7f9fc4", "#444444", "#8fb58a", "#c9a24b"], strict=False))
+    palette = ["#c0261f", "#7f9fc4", "#444444", "#8fb58a", "#c9a24b"]
+    colours = dict(zip(methods, palette, strict=False))
     for axis, key in zip(axes, ("psnr", "compute"), strict=True):
         for method in methods:
             points = sorted(
