@@ -205,7 +205,8 @@ def memory(rows: list[Row]) -> list[str]:
         "`pytest bench/test_memory.py`: Flux.1-dev at 1024 × 1024, one branch; Wan 2.1 1.3B at 81 "
         "frames of 480 × 832 on the meta device and 33 on CUDA, two branches; bf16. `meta`: bytes "
         "of tensors alive after seven steps, at two depths of the model, extended to the published "
-        "one. Peaks are taken on CUDA alone.",
+        "one. Where nothing was kept, the method did not come to skip in these steps or does not "
+        "know the model. Peaks are taken on CUDA alone.",
     ]
     found = newest(rows, "model", "method", "how")
     kept = sorted(
@@ -214,7 +215,8 @@ def memory(rows: list[Row]) -> list[str]:
     )
     heads = ["model", "method", "how", "cache, MiB", "peak, MiB"]
     columns = ("model", "method", "how", "cache_mib", "peak_mib")
-    parts.append(table(heads, [[row.get(c, "") for c in columns] for row in kept]))
+    shown = [row | {"cache_mib": "nothing"} if row.get("cache_mib") == 0 else row for row in kept]
+    parts.append(table(heads, [[row.get(c, "") for c in columns] for row in shown]))
     refusals = [f"- {r['method']} on {r['model']}: {r['refused']}" for r in found if "refused" in r]
     return parts + (["Not measured:", "\n".join(refusals)] if refusals else [])
 
