@@ -204,8 +204,9 @@ def write(results: Path, folder: Path) -> None:
     parts = [
         "# Measurements",
         "Everything here is made from files under `bench/results/`, which carry the machine and "
-        "the versions. Kernels, realised speed-up, waiting for the device and memory are in "
-        "[speed.md](speed.md).",
+        "the versions. What is given where a share of the run, a PSNR or a number of rows is asked "
+        "for is in [targets.md](targets.md); kernels, realised speed-up, waiting for the device "
+        "and memory are in [speed.md](speed.md).",
         *_pareto(grouped),
     ]
     if (oracle := results / "oracle.jsonl").exists():

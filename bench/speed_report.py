@@ -17,8 +17,9 @@ UNMEASURED = "**unmeasured**"
 ABOUT = """\
 Made by `make speed-report` (`python bench/speed_report.py`) from JSON lines under `bench/results/`,
 which carry the machine and the versions; never edited by hand. Fidelity per compute, and what a
-cache that never skips costs a call, are in [benchmarks.md](benchmarks.md). Times are p20 / p50 /
-p80. `make bench` measures what this machine can, `make bench-cuda` what needs a GPU, in at most ten
+cache that never skips costs a call, are in [benchmarks.md](benchmarks.md), what is given where a
+share of the run or a PSNR is asked for in [targets.md](targets.md). Times are p20 / p50 / p80.
+`make bench` measures what this machine can, `make bench-cuda` what needs a GPU, in at most ten
 minutes."""
 
 GPU_FIGURES: tuple[tuple[str, str, Callable[[dict[str, list[Row]]], bool]], ...] = (
@@ -204,7 +205,8 @@ def memory(rows: list[Row]) -> list[str]:
         "`pytest bench/test_memory.py`: Flux.1-dev at 1024 × 1024, one branch; Wan 2.1 1.3B at 81 "
         "frames of 480 × 832 on the meta device and 33 on CUDA, two branches; bf16. `meta`: bytes "
         "of tensors alive after seven steps, at two depths of the model, extended to the published "
-        "one. Peaks are taken on CUDA alone.",
+        "one. Where nothing was kept, the method did not come to skip in these steps or does not "
+        "know the model. Peaks are taken on CUDA alone.",
     ]
     found = newest(rows, "model", "method", "how")
     kept = sorted(
@@ -213,7 +215,8 @@ def memory(rows: list[Row]) -> list[str]:
     )
     heads = ["model", "method", "how", "cache, MiB", "peak, MiB"]
     columns = ("model", "method", "how", "cache_mib", "peak_mib")
-    parts.append(table(heads, [[row.get(c, "") for c in columns] for row in kept]))
+    shown = [row | {"cache_mib": "nothing"} if row.get("cache_mib") == 0 else row for row in kept]
+    parts.append(table(heads, [[row.get(c, "") for c in columns] for row in shown]))
     refusals = [f"- {r['method']} on {r['model']}: {r['refused']}" for r in found if "refused" in r]
     return parts + (["Not measured:", "\n".join(refusals)] if refusals else [])
 

@@ -171,7 +171,8 @@ def plot(rows: list[dict], path: Path) -> None:
     cells = sorted({place(row) for row in rows})
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = plt.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
-    colours = dict(zip(methods, ["#c0261f", "#7f9fc4", "#444444", "#8fb58a", "#c9a24b"], strict=0))
+    palette = ["#c0261f", "#7f9fc4", "#444444", "#8fb58a", "#c9a24b"]
+    colours = dict(zip(methods, palette, strict=False))
     for axis, key in zip(axes, ("psnr", "compute"), strict=True):
         for method in methods:
             points = sorted(
@@ -266,7 +267,8 @@ def write(results: Path, folder: Path) -> None:
         "# What is asked for, and what is given",
         f"`python bench/targets.py`, {last['date']}, {last['cpu']}, {last['threads']} threads, "
         f"torch {last['torch']}, diffusers {last['diffusers']}, on prompts that nothing was "
-        "tuned on, one a picture. PSNR is mean / 5th percentile, capped at 60 dB a picture.",
+        "tuned on, one a picture. PSNR is mean / 5th percentile, capped at 60 dB a picture. "
+        "Fidelity per compute beside other methods is in [benchmarks.md](benchmarks.md).",
     ]
     for part, rows in grouped.items():
         if rows:

@@ -1,30 +1,21 @@
 """What a step costs that computes half of a batch of 8, beside a plain forward of that half."""
 
 import time
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import numpy as np
 import pytest
+import record
+import timing
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 import diffcache
 from diffcache.sites import BlockStack, Output
 
-HERE = Path(__file__).parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH, STEPS, TOKENS, TEXT = 8, 14, 256, 32
 # A head is computed for all rows; in a model of six blocks it would count for more than it is.
 SITES = {"output": Output(), "block stack": BlockStack(head=0)}
-QUANTILES = (20, 50, 80)
-
-
-def load(name: str):
-    spec = spec_from_file_location(f"bench_{name}", HERE / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build() -> FluxTransformer2DModel:
@@ -105,10 +96,10 @@ def speeds():
                 "computed": BATCH // 2,
                 "mixed_ms": round(1e3 * float(np.median([mixed for mixed, _ in found])), 3),
                 "gathered_ms": round(1e3 * float(np.median([plain for _, plain in found])), 3),
-                **{f"speed_p{q}": round(float(np.percentile(ratios, q)), 4) for q in QUANTILES},
+                **timing.quantiles("speed", ratios),
             }
         )
-    load("record").append("batches", rows)
+    record.append("batches", rows)
     print()
     for row in rows:
         print(f"{row['site']:12} {row['speed_p50']:.3f} of the gathered batch's speed")

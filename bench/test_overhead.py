@@ -7,11 +7,11 @@ take turns.
 import json
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import numpy as np
 import pytest
+import record
+import timing
 
 HERE = Path(__file__).parent
 # Library, and blocks of the model. A skip is one of the whole output.
@@ -27,14 +27,6 @@ CELLS = (
     ("cache-dit", "57"),
 )
 ROUNDS = 10
-QUANTILES = (20, 50, 80)
-
-
-def load(name: str):
-    spec = spec_from_file_location(f"bench_{name}", HERE / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Worker:
@@ -86,11 +78,11 @@ def milliseconds(workers):
             added[cell].append(1e3 * (sum(found["with"]) - sum(found["plain"])))
     rows = [
         {"library": library, "blocks": int(blocks)}
-        | {f"call_ms_p{q}": quantile(calls[library, blocks], q) for q in QUANTILES}
-        | {f"added_ms_p{q}": quantile(added[library, blocks], q) for q in QUANTILES}
+        | timing.quantiles("call_ms", calls[library, blocks])
+        | timing.quantiles("added_ms", added[library, blocks])
         for library, blocks in CELLS
     ]
-    load("record").append("overhead", rows)
+    record.append("overhead", rows)
     print()
     for row in rows:
         print(
@@ -99,10 +91,6 @@ def milliseconds(workers):
             f"{row['added_ms_p80']:.3f})"
         )
     return dict(zip(CELLS, rows, strict=True))
-
-
-def quantile(values: list[float], q: int) -> float:
-    return round(float(np.percentile(values, q)), 4)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)

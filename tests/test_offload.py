@@ -273,6 +273,7 @@ ON_CUDA = {
 }
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("first", ["wrap", "offload"])
 @pytest.mark.parametrize("offload", ON_CUDA)

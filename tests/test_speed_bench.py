@@ -109,7 +109,9 @@ def test_the_report_says_what_is_unmeasured(of, tmp_path):
     runs = [latest | _quantiles("realised"), latest | {f"realised_p{q}": 0.5 for q in (20, 50, 80)}]
     _lines(tmp_path / "speedup.jsonl", [*runs, refused])
     kept = {"model": "m", "method": "adaptive", "how": "cuda", "cache_mib": 3.0, "peak_mib": 4.0}
-    _lines(tmp_path / "memory.jsonl", [kept])
+    idle = {"model": "m", "method": "fastercache", "how": "meta", "cache_mib": 0.0}
+    peer = {"model": "m", "method": "peer", "how": "cuda", "peak_mib": 5.0}
+    _lines(tmp_path / "memory.jsonl", [kept, idle, peer])
     found = {"cell": "c", "tolerance": 0.1, "lagged": True, "compute": 0.4, "host_reads": 0}
     _lines(tmp_path / "lagged.jsonl", [found | {"psnr": 50.0, "psnr_p5": 40.0}])
     kernel = {"kernel": "combine", "latents": "flux", "device": "cpu", "clock": "wall"}
@@ -121,5 +123,7 @@ def test_the_report_says_what_is_unmeasured(of, tmp_path):
     assert "| 0.500 / 0.500 / 0.500 |" in text
     assert "- peer on m: TypeError: no" in text
     assert "| m | adaptive | cuda | 3.0 | 4.0 |" in text
+    assert "| m | fastercache | meta | nothing |  |" in text
+    assert "| m | peer | cuda |  | 5.0 |" in text
     assert "| c | 0.1 | lagged | 0.400 | 50.0 / 40.0 | 0 |" in text
     assert "| combine | flux | cpu | wall | 1.2 / 1.2 / 1.2 |" in text

@@ -1,6 +1,7 @@
 """Play back given decisions.
 
-The cache holds as many outputs a guidance branch as the predictor has anchors, two by default.
+The cache holds as many outputs a guidance branch as the predictor has anchors, three by
+default.
 """
 
 from diffcache.policies import Mask

@@ -16,7 +16,8 @@ class Guards:
         stochastic: compute runs of samplers that draw noise in full; their predictions do not
             continue one another.
         force: lift `few_steps` and `stochastic`.
-        max_cache_bytes: a run whose caches grow past this is computed in full from there.
+        max_cache_bytes: a run whose caches grow past this keeps whole outputs alone from there,
+            and is computed in full where these are more as well.
     """
 
     protect: tuple[int, int] = (3, 1)
