@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffcache import metrics
+
 Row = dict
 Families = dict[str, list[Row]]
 
@@ -149,7 +151,9 @@ def margin(families: Families, rival: Rival, compute: float, figure: str) -> Mar
     if not values:
         return Margin(None, None, True)
     best = max(values, key=values.get)
-    enough = ours - values[best] >= rival.margin or (bound is not None and ours >= bound)
+    # Nothing can be above what counts at most.
+    bound = metrics.CAP if bound is None else bound
+    enough = ours - values[best] >= rival.margin or ours >= bound
     return Margin(best, ours - values[best], enough)
 
 

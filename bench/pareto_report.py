@@ -154,9 +154,9 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "### What must hold",
         "`adaptive` above its rivals in dB, mean / 5th percentile, over the best of each kind, "
         "which is named. It fails (bold) where the margin is smaller than asked and `adaptive` is "
-        "below the noise floor (bf16 against fp32), or where it surely "
-        "(95 % bootstrap interval of the difference, over prompts) matches fewer captions than "
-        "the full run, or is farther from real scenes.",
+        "below the noise floor (bf16 against fp32; the cap where that is not measured), or where "
+        "it surely (95 % bootstrap interval of the difference, over prompts) matches fewer "
+        "captions than the full run, or is farther from real scenes.",
         verdicts(grouped),
     ]
     for cell, families in grouped.items():

@@ -189,8 +189,9 @@ def test_what_is_kept(name, readable):
     record.append("memory", rows)
     by_method = {row["method"]: row.get("cache_mib") for row in rows}
     assert by_method["adaptive"] < by_method["fbcache"] < by_method["fora"]
-    for peer in PEERS:
-        assert not by_method[peer] or by_method["adaptive"] < by_method[peer]
+    # diffusers' TaylorSeer finds no module of Wan that it would cache.
+    caching = [peer for peer in PEERS if by_method[peer]]
+    assert caching and all(by_method["adaptive"] < by_method[peer] for peer in caching)
 
 
 @pytest.mark.gpu
