@@ -54,7 +54,11 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
 
 def _warm(pipe: Any, wrapping: PipelineWrapping, arguments: Mapping[str, Any]) -> None:
     # Every branch computes once before it may skip, and the first generation tells the batch size.
-    samples = len(_play(pipe, wrapping, arguments, [(True,), (False,)])[0])
+    played = _play(pipe, wrapping, arguments, [(True,), (False,)])
+    # A generation that gave up skips nothing later either.
+    if not played:
+        return
+    samples = len(played[0])
     counts = set(wrapping.method.policy.row_counts(samples)) - {0, samples}
     while counts:
         plan = [tuple(row < count for row in range(samples)) for count in sorted(counts)]

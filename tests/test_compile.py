@@ -11,7 +11,10 @@ from torch._dynamo.utils import counters
 
 import diffcache
 from diffcache.policies import ByRole, Interval
+from diffcache.runtime.run import Run
 from diffcache.sites import BlockStack, Modules, Output, UNetBranch, recording
+from diffcache.sites.block_ports import BlockPort
+from diffcache.sites.ports import Port, Ports
 
 STEPS = 8
 MASK = [True, True, False, False, True, False, True, False]
@@ -245,6 +248,50 @@ def test_nothing_is_compiled_after_warmup(make, generate, graphs, site, how, row
             assert sizes <= ({0, 1, 2, 4} if rows else set(range(5)))
             assert sizes - {0, 4}
     assert len(graphs) == counts
+
+
+def broken(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("a bug of ours")
+
+
+@pytest.mark.parametrize(
+    ("kind", "site"), [("dit", "stack"), ("unet", "branch"), ("dit", "modules")]
+)
+def test_graph_of_a_skip_that_fails(make, generate, monkeypatch, graphs, kind, site):
+    """The rest of the generation is computed."""
+    monkeypatch.delenv("DIFFCACHE_STRICT")
+    pipe = make(kind)
+    expected = generate(pipe, 1, STEPS, cfg=False)
+    diffcache.wrap(pipe, diffcache.Method(site=SITES[site]), mask=[True, True, False, False])
+    monkeypatch.setattr(Port, "bridge", broken)
+    monkeypatch.setattr(BlockPort, "bridge", broken)
+    getattr(pipe, name_of(pipe)).compile(backend=graphs)
+    torch.testing.assert_close(generate(pipe, 1, STEPS, cfg=False), expected)
+    assert any("given up" in note for note in diffcache.report(pipe).notes)
+
+
+def test_ports_leave_a_forward_that_is_not_theirs(dit):
+    first, second = list(dit.transformer.transformer_blocks)[:2]
+    ports = Ports([Port(first, broken), Port(second, broken)])
+    first.forward = broken
+    del second.__dict__["forward"]
+    ports.close()
+    assert vars(first).pop("forward") is broken
+
+
+def test_warmup_of_a_generation_that_gives_up(dit, generate, monkeypatch):
+    monkeypatch.delenv("DIFFCACHE_STRICT")
+    diffcache.wrap(dit)
+    monkeypatch.setattr(Run, "stepped", broken)
+    call = {
+        "prompt_embeds": torch.randn(1, 7, 32),
+        "pooled_prompt_embeds": torch.randn(1, 32),
+        "height": 16,
+        "width": 16,
+        "output_type": "latent",
+    }
+    diffcache.warmup(dit, [call])
+    assert generate(dit, 1, 2).isfinite().all()
 
 
 def test_warmup_needs_a_wrapped_pipeline(dit):

@@ -94,9 +94,9 @@ class Generation:
         run = self.runs[-1]
         if run.scheduler is not scheduler:
             return
+        self.steps_seen += 1
         if not isinstance(arguments.get("model_output"), Tensor):
             return self._give_up("the scheduler steps something that is not one tensor")
-        self.steps_seen += 1
         limit = self.method.guards.max_cache_bytes
         outgrown = limit is not None and run.bytes > limit
         if outgrown and self.fall_back is None:

@@ -84,14 +84,19 @@ class Ports:
 
     def __init__(self, ports: Sequence[Port]) -> None:
         self.all = ports
-        for port in ports:
-            forward = _forward_through(port, type(port.module).forward)
-            port.module.__dict__["forward"] = MethodType(forward, port.module)
+        self._forwards = [
+            MethodType(_forward_through(port, type(port.module).forward), port.module)
+            for port in ports
+        ]
+        for forward in self._forwards:
+            forward.__self__.__dict__["forward"] = forward
 
     def close(self) -> None:
         """Leaves the modules as they were found."""
-        for port in self.all:
-            del port.module.__dict__["forward"]
+        for forward in self._forwards:
+            # Somebody who hooked the module meanwhile has replaced it; theirs stays.
+            if forward.__self__.__dict__.get("forward") is forward:
+                del forward.__self__.__dict__["forward"]
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -114,10 +119,15 @@ class Ports:
             turn.compute_all()
         try:
             yield
+        except Exception:
+            # What is traced here may be to blame, so that the call is made once more without.
+            turn.in_model = False
+            raise
         finally:
             self.clear()
 
     def clear(self) -> None:
+        """Lets all modules compute."""
         for port in self.all:
             port.clear()
 

@@ -113,6 +113,24 @@ def test_loop_that_gave_up_has_a_report(unet, loop):
     assert any("max_cache_bytes=1" in note for note in report.notes)
 
 
+def test_loop_whose_scheduler_steps_a_list_has_a_report(unet):
+    class Listed(DDIMScheduler):
+        def step(self, model_output: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+            return super().step(torch.stack(model_output), *args, **kwargs)
+
+    scheduler = Listed.from_config(unet.scheduler.config)
+    diffcache.wrap(unet.unet, scheduler=scheduler, **OPTIONS)
+    scheduler.set_timesteps(STEPS)
+    latents, texts = inputs()
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            found = unet.unet(latents, t, encoder_hidden_states=texts[2:]).sample
+            latents = scheduler.step(list(found), t, latents).prev_sample
+    report = diffcache.report(unet.unet)
+    assert report.compute_fraction == 1
+    assert any("not one tensor" in note for note in report.notes)
+
+
 def test_request_reaches_the_loop(bare, loop):
     with diffcache.request(tolerance=None) as request:
         loop(bare)
