@@ -280,6 +280,7 @@ class ModelWrapping:
         if self._generation is not None:
             self._open.close()
             self.report = self._generation.finish()
+            self._generation.handlers.clear()
             self._generation.fall_back = None
             self._generation = None
             if (request := requests.get()) is not None:

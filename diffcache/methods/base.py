@@ -150,7 +150,8 @@ class Method:
         """
         whole = {name: _part(name, options.pop(name)) for name in list(options) if name in _PARTS}
         if whole:
-            return replace(self, **whole).configured(**options)
+            lagged = options.pop("lagged", self.lagged)
+            return replace(self, **whole, lagged=lagged).configured(**options)
         parts: dict[str, Any] = {name: getattr(self, name) for name in _PARTS}
         unknown = [name for name in options if name not in self.options()]
         if unknown:

@@ -221,7 +221,8 @@ class Generation:
         self._close_runs()
         if self.masks and all(len(mask) == len(self.masks[0]) for mask in self.masks):
             report.mask = torch.tensor(self.masks)
-        report.steps = len(self.masks)
+        # What a cache that was given up did not see was stepped all the same.
+        report.steps = max(len(self.masks), self.steps_seen)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")
         if self.steps_seen and not report.total:

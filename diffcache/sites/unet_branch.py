@@ -125,7 +125,7 @@ class _BranchAttachment(Attachment):
                     port.stand_in = _fill(described, aliases, tensors)
             output = turn.invoke(turn.args, turn.kwargs)
             for port in self.ports.all:
-                if port.keep:
+                if port.keep and port.output is not None:
                     self._keep(turn, tensor_leaves(port.output))
         return output
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import diffcache
-from diffcache.policies import ForecastError
+from diffcache.policies import ForecastError, Interval
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
 from diffcache.runtime.generation import Generation
 from diffcache.runtime.reading import waits
+from diffcache.sites import BlockStack
 
 READING = [
     ("unet", "adaptive"),
@@ -131,3 +132,10 @@ def test_drafts_cannot_lag(dit, generate):
     with pytest.raises(ValueError, match="lagged='yes' is neither True nor False; use lagged=True"):
         diffcache.wrap(dit, lagged="yes")
     assert torch.equal(generate(dit), plain)
+
+
+def test_a_lagging_method_takes_a_policy_of_drafts_with_lagged_off():
+    lagging = diffcache.Method(site=BlockStack(tail=1), policy=Interval(every=3), lagged=True)
+    with pytest.raises(ValueError, match="leave lagged out"):
+        lagging.configured(policy="speca")
+    assert not lagging.configured(policy="speca", lagged=False).lagged

@@ -46,7 +46,9 @@ def test_error_of_a_forecast(pipe, generate, monkeypatch, forgiving):
     diffcache.wrap(pipe, "interval", every=4)
     monkeypatch.setattr(History, "forecast", broken)
     assert torch.equal(generate(pipe), plain)
-    assert any("a bug of ours" in note for note in diffcache.report(pipe).notes)
+    report = diffcache.report(pipe)
+    assert any("a bug of ours" in note for note in report.notes)
+    assert report.steps == 12
 
 
 def test_error_in_the_middle_finishes(pipe, generate, monkeypatch, forgiving):
