@@ -16,15 +16,20 @@ from envelope import (
     RIVALS,
     TARGETS,
     Families,
+    Rival,
     at,
     chosen,
     floor,
+    kind,
     margin,
     newest,
     true_enough,
 )
 
 TRUTH_AT = 0.50
+SHOWN = ("unet-ddim-28", "unet-dpm-28", "unet-euler-28", "dit-flow-28")
+SHOWN_AT = (0.35, 0.50)
+"""What README shows of it."""
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -97,6 +102,37 @@ def verdicts(grouped: dict[str, Families]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def summary(grouped: dict[str, Families]) -> str:
+    """Markdown: README's table, the default beside the best of each kind of rival."""
+    names = {"unet": "UNet", "dit": "DiT"}
+    schedulers = {"ddim": "DDIM", "dpm": "DPM++ 2M", "euler": "Euler", "flow": "flow matching"}
+    lines = [
+        f"| | compute | {' | '.join(rival.name for rival in RIVALS[:-1])} | `{OURS}` |",
+        "|---" * (2 + len(RIVALS)) + "|",
+    ]
+    for cell in SHOWN:
+        pipeline, scheduler, steps = cell.split("-")
+        for target in SHOWN_AT:
+            cells = [_best(grouped[cell], rival, target) for rival in RIVALS[:-1]]
+            ours = [at(grouped[cell][OURS], target, figure) for figure in FIGURES]
+            title = f"{names[pipeline]}, {schedulers[scheduler]}, {steps} steps"
+            shown = [title, f"{target:.2f}", *cells, "**{:.1f} / {:.1f}**".format(*ours)]
+            lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _best(families: Families, rival: Rival, target: float) -> str:
+    """The family of a rival with the best mean at a share of compute, both figures of it."""
+    found = {
+        name: at(rows, target, FIGURES[0]) for name, rows in families.items() if kind(name) is rival
+    }
+    name = max((n for n in found if found[n] is not None), key=found.get, default=None)
+    if name is None:
+        return "costs more"
+    values = "{:.1f} / {:.1f}".format(*(at(families[name], target, f) for f in FIGURES))
+    return values if name == FEWER else f"{values} ({name})"
 
 
 def _margins(pair: list) -> str:

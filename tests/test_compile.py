@@ -11,7 +11,6 @@ from torch._dynamo.utils import counters
 
 import diffcache
 from diffcache.policies import ByRole, Interval
-from diffcache.runtime.run import Run
 from diffcache.sites import BlockStack, Modules, Output, UNetBranch, recording
 from diffcache.sites.block_ports import BlockPort
 from diffcache.sites.ports import Port, Ports
@@ -277,26 +276,6 @@ def test_ports_leave_a_forward_that_is_not_theirs(dit):
     del second.__dict__["forward"]
     ports.close()
     assert vars(first).pop("forward") is broken
-
-
-def test_warmup_of_a_generation_that_gives_up(dit, generate, monkeypatch):
-    monkeypatch.delenv("DIFFCACHE_STRICT")
-    diffcache.wrap(dit)
-    monkeypatch.setattr(Run, "stepped", broken)
-    call = {
-        "prompt_embeds": torch.randn(1, 7, 32),
-        "pooled_prompt_embeds": torch.randn(1, 32),
-        "height": 16,
-        "width": 16,
-        "output_type": "latent",
-    }
-    diffcache.warmup(dit, [call])
-    assert generate(dit, 1, 2).isfinite().all()
-
-
-def test_warmup_needs_a_wrapped_pipeline(dit):
-    with pytest.raises(ValueError, match=r"warmup\(diffcache.wrap\(pipe\)"):
-        diffcache.warmup(dit, [{}])
 
 
 @pytest.mark.slow
