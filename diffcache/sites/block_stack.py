@@ -201,6 +201,7 @@ class _BlockStackAttachment(Attachment):
             return self._verify(role, compute, args, kwargs)
         if turn.mask is None:
             ask_ahead(turn, self.modulated, block, plain, args, kwargs)
+            self._settle(turn)
         if role.source and not role.open:
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
@@ -269,6 +270,7 @@ class _BlockStackAttachment(Attachment):
         after = self.recording.hidden_output(role.list_index, output, self.head_entry)
         residual = rows_first(after - self.head_entry, turn.rows)
         known = ask(turn, residual)
+        self._settle(turn)
         if known is not None and not turn.full:
             (residual,) = bridged(turn.mask, [residual], [known])
         turn.lane.memory["probe"] = residual

@@ -169,7 +169,8 @@ def test_adaptive_policy_on_the_stack(dit, generate, predictor):
     assert 0 < diffcache.report(dit).compute_fraction < 1
 
 
-def test_full_calls_are_served_through_the_borders_only(dit, generate, monkeypatch):
+@pytest.mark.parametrize("probed", [False, True])
+def test_full_calls_are_served_through_the_borders_only(dit, generate, monkeypatch, probed):
     served = []
     play = _BlockStackAttachment._play
 
@@ -178,7 +179,10 @@ def test_full_calls_are_served_through_the_borders_only(dit, generate, monkeypat
         return play(self, block, *rest)
 
     monkeypatch.setattr(_BlockStackAttachment, "_play", counted)
-    diffcache.wrap(dit, method(head=0, every=1))
+    if probed:
+        diffcache.wrap(dit, "fbcache", threshold=0.0)
+    else:
+        diffcache.wrap(dit, method(head=0, every=1))
     generate(dit, steps=STEPS)
     border, inner = blocks_of(dit)[2:4]
     # Each guidance branch has the output described once.
