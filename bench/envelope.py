@@ -139,12 +139,17 @@ class Margin(NamedTuple):
     holds: bool
 
 
-def margin(families: Families, rival: Rival, compute: float, figure: str) -> Margin:
-    """Ours against the best of a rival's families at a share of compute."""
+def reached(families: Families, rival: Rival, compute: float, figure: str) -> dict[str, float]:
+    """What each family of a rival reaches at a share of compute; those that cost more left out."""
     found = {
         name: at(rows, compute, figure) for name, rows in families.items() if kind(name) is rival
     }
-    values = {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def margin(families: Families, rival: Rival, compute: float, figure: str) -> Margin:
+    """Ours against the best of a rival's families at a share of compute."""
+    values = reached(families, rival, compute, figure)
     ours, bound = at(families.get(OURS, []), compute, figure), floor(families, figure)
     if ours is None:
         return Margin(max(values, key=values.get, default=None), None, False)

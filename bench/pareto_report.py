@@ -20,9 +20,9 @@ from envelope import (
     at,
     chosen,
     floor,
-    kind,
     margin,
     newest,
+    reached,
     true_enough,
 )
 
@@ -125,10 +125,8 @@ def summary(grouped: dict[str, Families]) -> str:
 
 def _best(families: Families, rival: Rival, target: float) -> str:
     """The family of a rival with the best mean at a share of compute, both figures of it."""
-    found = {
-        name: at(rows, target, FIGURES[0]) for name, rows in families.items() if kind(name) is rival
-    }
-    name = max((n for n in found if found[n] is not None), key=found.get, default=None)
+    found = reached(families, rival, target, FIGURES[0])
+    name = max(found, key=found.get, default=None)
     if name is None:
         return "costs more"
     values = "{:.1f} / {:.1f}".format(*(at(families[name], target, f) for f in FIGURES))

@@ -44,11 +44,6 @@ class Predictor(ABC):
     def anchors(self) -> int: ...
 
     @property
-    def kept(self) -> int:
-        """How many computed values a run keeps: those that it reads, and what corrections read."""
-        return self.anchors
-
-    @property
     def needed(self) -> int:
         """How many computed values `growth` can be told from."""
         return self.anchors

@@ -32,7 +32,8 @@ class Corrected(Predictor):
 
     @property
     def anchors(self) -> int:
-        return self.base.kept
+        # What was forecast in the gap, from as many, is one value older.
+        return self.base.anchors + 1
 
     def coefficients(self, times: Tensor, t: Tensor) -> Tensor:
         found = torch.zeros_like(times)

@@ -47,10 +47,6 @@ class Kriging(Predictor):
         return self.points
 
     @property
-    def kept(self) -> int:
-        return self.points + self.corrects
-
-    @property
     def needed(self) -> int:
         return min(2, self.points)
 

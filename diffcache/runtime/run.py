@@ -66,12 +66,12 @@ class Run:
         self.timetable = Timetable(scheduler, earlier)
         self.opening: Tensor | float | None = None
         self._enter(0)
-        self.predictor = self.corrector = method.predictor
+        self._forecast_with(method.predictor)
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
-        self.lanes = Lanes(method.predictor.kept)
+        self.lanes = Lanes(self.corrector.anchors)
         self.stages: dict[int, Stage] = {}
         self.stage_number = 0
         self.step_rows = 0
@@ -109,13 +109,16 @@ class Run:
             return True
         return timestep is not None and self.timetable.same(self.opening, timestep)
 
+    def _forecast_with(self, predictor: Predictor) -> None:
+        course = self.timetable.course
+        self.predictor = predictor
+        self.corrector = predictor if course is None else predictor.along(course)
+
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
         timetable.locate(timestep, total, guards)
-        self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
-        course = timetable.course
-        self.corrector = self.predictor if course is None else self.predictor.along(course)
+        self._forecast_with(self.predictor.over(tuple(timetable.scaled[timetable.begin :])))
         self._enter(self.index)
         self.lanes.restamp(self.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
@@ -139,7 +142,7 @@ class Run:
 
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
-        self.lanes = Lanes(self.method.predictor.kept)
+        self.lanes = Lanes(self.corrector.anchors)
         self.stages.clear()
         self._compute_all()
         self.rules = ["first"] * self.samples

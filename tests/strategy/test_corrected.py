@@ -29,8 +29,7 @@ def at(values, steps, predictor, now):
 @pytest.mark.parametrize("corrects", [True, False])
 def test_a_run_keeps_what_corrections_read(corrects):
     base = Kriging(corrects=corrects)
-    assert (base.anchors, base.kept) == (3, 3 + corrects)
-    assert base.along(COURSE).anchors == base.kept
+    assert (base.anchors, base.along(COURSE).anchors) == (3, 3 + corrects)
 
 
 def test_the_first_forecast_after_a_gap_corrects_the_sample():
@@ -83,7 +82,7 @@ def test_a_sample_that_follows_a_curve_ends_nearer_to_it():
                 computed.insert(0, i)
                 moved += curve[i]
                 continue
-            anchors = computed[: base.kept]
+            anchors = computed[: predictor.anchors]
             clock = torch.tensor([[times[a] for a in anchors]], dtype=torch.float64)
             found = predictor.coefficients(clock, torch.tensor([t], dtype=torch.float64))[0]
             moved += sum(float(w) * curve[a] for w, a in zip(found, anchors, strict=False))
