@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,13 +14,14 @@ from torch import nn
 from .methods import Method
 from .policies import Statistics
 from .runtime.disguise import base_of
+from .saved import Saved
 from .sites.discovery import plain_module
 
 _PARAMETERS, _ELEMENTS = 32, 8
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Saved):
     """Measured numbers with a fingerprint of what they were measured on.
 
     Attributes:
@@ -33,6 +33,9 @@ class Calibration:
         statistics: the numbers.
     """
 
+    kind: ClassVar[str] = "calibration"
+    command: ClassVar[str] = "diffcache.calibrate(pipe, prompts, method=…).save(path)"
+
     method: str
     base: dict[str, str]
     weights: str
@@ -40,25 +43,9 @@ class Calibration:
     setting: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=lambda: Statistics(0))
 
-    def save(self, path: str | Path) -> None:
-        """Writes JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-
     @classmethod
-    def load(cls, path: str | Path) -> Calibration:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{**found, "statistics": _statistics(found["statistics"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} holds no calibration; write one with "
-                "diffcache.calibrate(pipe, prompts, method=…).save(path)"
-            ) from error
+    def restored(cls, found: dict[str, Any]) -> Calibration:
+        return cls(**{**found, "statistics": _statistics(found["statistics"])})
 
     def check(self, modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> None:
         """Raises ValueError where these denoisers or schedulers are not those measured."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import metrics
 from .api import unwrap, wrapped
 from .measuring import WARM_UP_STEPS, Scale, accounts
+from .saved import Saved
 from .trial import Run, Trial
 
 RUNS = 6
@@ -62,7 +61,7 @@ class Achieved:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(Saved):
     """A setting, found on some prompts and confirmed on others.
 
     Attributes:
@@ -74,6 +73,9 @@ class Tuned:
         setting: pipeline, scheduler, steps and call that this holds for.
     """
 
+    kind: ClassVar[str] = "tuned setting"
+    command: ClassVar[str] = "diffcache.tune(pipe, prompts, psnr=40).save(path)"
+
     options: dict[str, float]
     asked: dict[str, float]
     searched: Achieved
@@ -81,32 +83,16 @@ class Tuned:
     tried: list[dict[str, float]]
     setting: dict[str, Any]
 
-    def save(self, path: str | Path) -> None:
-        """Writes JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-
     @classmethod
-    def load(cls, path: str | Path) -> Tuned:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            confirmed = found["confirmed"]
-            return cls(
-                **{
-                    **found,
-                    "searched": Achieved(**found["searched"]),
-                    "confirmed": None if confirmed is None else Achieved(**confirmed),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} holds no tuned setting; write one with "
-                "diffcache.tune(pipe, prompts, psnr=40).save(path)"
-            ) from error
+    def restored(cls, found: dict[str, Any]) -> Tuned:
+        confirmed = found["confirmed"]
+        return cls(
+            **{
+                **found,
+                "searched": Achieved(**found["searched"]),
+                "confirmed": None if confirmed is None else Achieved(**confirmed),
+            }
+        )
 
 
 def tune(

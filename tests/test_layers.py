@@ -35,6 +35,7 @@ LAYERS = {
         "diffcache.refining",
         "diffcache.report",
         "diffcache.requesting",
+        "diffcache.saved",
         "diffcache.tiny",
         "diffcache.trial",
         "diffcache.tuning",
