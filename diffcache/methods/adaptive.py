@@ -15,7 +15,7 @@ METHOD = Method(
     site=Output(),
     policy=ErrorBudget(tolerance=0.08),
     predictor=Kriging(),
-    guards=Guards(protect=(3, 0), max_consecutive_skips=8),
+    guards=Guards(protect=(1, 0), max_consecutive_skips=8),
     name="adaptive",
     kind="by timestep",
     summary="Spends the measured error of its forecast, a third-order difference, from a budget, "

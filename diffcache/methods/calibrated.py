@@ -19,7 +19,7 @@ METHOD = Method(
     site=Output(),
     policy=Scheduled(),
     predictor=Kriging(),
-    guards=Guards(protect=(2, 0), max_consecutive_skips=None),
+    guards=Guards(protect=(1, 0), max_consecutive_skips=None),
     name="calibrated",
     kind="by timestep",
     summary="Computes the steps that a calibration found best for a share of the run.",

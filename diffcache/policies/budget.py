@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import ForecastError, Policy, State, Step, check_number, per_sample
-from .targets import affordable, rate_of
+from .targets import planned
+
+# Of each sample, where a share of the run is asked for: steps seen, steps computed, the last of
+# them and the one before.
+_BOOKS = ("seen", "computed", "newest", "older")
 
 QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
 
@@ -76,24 +80,25 @@ class ErrorBudget(Policy):
         zeros = torch.zeros(samples, dtype=torch.float64)
         state = {"tolerance": per_sample("tolerance", tolerance, samples), "spent": zeros}
         if self.compute is not None:
-            state |= {"seen": zeros, "computed": zeros, "skipped": zeros}
+            state |= dict.fromkeys(_BOOKS, zeros)
         return state
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[Tensor, State]:
         spent = state["spent"].add(evidence.predicted, alpha=step.weight)
         state = {**state, "spent": spent}
-        limit = state["tolerance"]
         if self.compute is not None:
-            limit = self._afforded(step, evidence, state)
+            return self._planned(step, state), state
         # Asked this way round, an error that cannot be predicted (NaN) computes.
-        return spent.lt(limit).logical_not_(), state
+        return spent.lt(state["tolerance"]).logical_not_(), state
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
         state = {**state, "spent": state["spent"].masked_fill(computed, 0.0)}
         if self.compute is not None:
-            state["seen"] = state["seen"] + 1
+            seen, newest = state["seen"], state["newest"]
+            state["seen"] = seen + 1
             state["computed"] = state["computed"] + computed
-            state["skipped"] = (state["skipped"] + 1).masked_fill(computed, 0.0)
+            state["older"] = newest.where(computed, state["older"])
+            state["newest"] = seen.where(computed, newest)
         return state
 
     def fill(self, mask: Tensor, state: State) -> Tensor:
@@ -109,9 +114,17 @@ class ErrorBudget(Policy):
             return super().row_counts(samples)
         return tuple(sorted({0, samples, *(size for size in self._sizes if size < samples)}))
 
-    def _afforded(self, step: Step, evidence: ForecastError, state: State) -> Tensor:
-        error = evidence.predicted * step.weight
+    def _planned(self, step: Step, state: State) -> Tensor:
+        books = zip(*(state[name].int().tolist() for name in _BOOKS), strict=True)
+        return torch.tensor([self._computes(step, *sample) for sample in books])
+
+    def _computes(self, step: Step, seen: int, computed: int, newest: int, older: int) -> bool:
+        if not computed:
+            return True
         # A sampler that evaluates twice a step has a state for each evaluation.
-        part = state["seen"] / max(step.index, 1)
-        left = (self.compute * step.total * part).round() - state["computed"]
-        return affordable(step, rate_of(step, error, state["skipped"]), left)
+        stride = max(1, round((step.index + 0.5) / (seen + 0.5)))
+        first = step.index - stride * seen
+        count = round(self.compute * len(step.grid.times[first::stride]))
+        return planned(step.grid, first, stride, count).computes(
+            seen, count - computed, newest, older
+        )

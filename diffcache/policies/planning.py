@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,100 +13,119 @@ from diffcache.predictors import Predictor
 # Longest gap that a plan may have, in skipped steps.
 LONGEST = 8
 
-# A run's first steps, which are always computed: a line needs two.
-_FIRST = 2
 
-
-def schedules(
-    gram: Tensor, times: tuple[float, ...], weights: tuple[float, ...], predictor: Predictor
-) -> tuple[tuple[int, ...], ...]:
+class Plan:
     """The best steps to compute, for each number of them.
 
     A gap between two computed steps costs the square of its summed weighted errors: within a gap
     errors point the same way, from gap to gap they do not. What a step would err follows from the
-    inner products of the predictions of full runs and from the predictor's weights. The least
-    total for every number of computed steps comes from one dynamic programme over the last two
-    computed steps, as schedules of caches are found in DPCache (arXiv 2602.22654), LeMiCa
-    (arXiv 2511.00090) and BudCache; the costs here are of forecasts.
+    inner products of the predictions and from the predictor's weights. The least total for every
+    number of computed steps comes from one dynamic programme over the last two computed steps, as
+    schedules of caches are found in DPCache (arXiv 2602.22654), LeMiCa (arXiv 2511.00090) and
+    BudCache; the costs here are of forecasts.
 
     Args:
-        gram: inner products of the predictions `[steps, steps]`, float64, averaged over samples.
+        gram: inner products of the predictions `[steps, steps]`, float64, averaged over samples:
+            those of full runs, or what is expected of them.
         times: coordinate of each step.
         weights: weight of each step, as in `Step`.
         predictor: what stands in for skipped steps.
-
-    Returns:
-        Schedules of ascending steps, one for each count that suffices, the shortest first.
+        protected: of each step, whether it is always computed; the first is in any case.
+        longest: how many steps in a row may be skipped.
     """
-    costs = _costs(gram, times, weights, predictor)
-    steps = len(times)
-    # total[k, a, b]: the least cost up to step b, with k steps computed, of which a and b last.
-    total = np.full((steps + 1, steps, steps), np.inf)
-    before = np.zeros((steps + 1, steps, steps), dtype=np.int64)
-    total[_FIRST, _FIRST - 2, _FIRST - 1] = 0.0
-    for b in range(_FIRST - 1, steps):
-        for a in range(max(0, b - LONGEST - 1), b):
-            for gap in range(min(LONGEST, steps - 2 - b) + 1):
-                reached = total[:-1, a, b] + costs[a, b, gap]
-                after = total[1:, b, b + 1 + gap]
-                better = reached < after
-                after[better] = reached[better]
-                before[1:, b, b + 1 + gap][better] = a
-    found = [_cheapest(total[k], costs, before, k) for k in range(_FIRST, steps + 1)]
-    return tuple(schedule for schedule in found if schedule is not None)
 
+    def __init__(
+        self,
+        gram: Tensor,
+        times: Sequence[float],
+        weights: Sequence[float],
+        predictor: Predictor,
+        protected: Sequence[bool] = (),
+        longest: int = LONGEST,
+    ) -> None:
+        self.steps = steps = len(times)
+        self.longest = longest
+        # By b, back and gap: of skipping `gap` steps after b, the one computed before which is
+        # `back` steps older; 0 where none is.
+        self._costs = _costs(gram, times, weights, predictor, longest)
+        for step in np.flatnonzero(protected):
+            for b in range(max(0, step - longest), step):
+                self._costs[b, :, step - b :] = np.inf
+        # By left, b and back: the least cost from b on with `left` more to compute, and the gap
+        # that begins it.
+        self._ahead = np.full((steps + 1, steps, longest + 2), np.inf)
+        self._gaps = np.zeros(self._ahead.shape, dtype=np.int64)
+        for b in range(steps - 1, -1, -1):
+            rest = steps - 1 - b
+            if rest <= longest:
+                self._ahead[0, b] = self._costs[b, :, rest]
+            for gap in range(min(longest, rest - 1) + 1):
+                found = self._costs[b, :, gap] + self._ahead[:-1, b + 1 + gap, gap + 1, None]
+                better = found < self._ahead[1:, b]
+                self._ahead[1:, b][better] = found[better]
+                self._gaps[1:, b][better] = gap
 
-def _cheapest(
-    total: np.ndarray, costs: np.ndarray, before: np.ndarray, count: int
-) -> tuple[int, ...] | None:
-    steps = len(total)
-    ends = total.copy()
-    for b in range(steps):
-        left = steps - 1 - b
-        ends[:, b] += costs[:, b, left] if left <= LONGEST else np.inf
-    a, b = np.unravel_index(np.argmin(ends), ends.shape)
-    if not np.isfinite(ends[a, b]):
-        return None
-    chosen = [int(b), int(a)]
-    for k in range(count, _FIRST, -1):
-        a, b = before[k, a, b], a
-        chosen.append(int(a))
-    return tuple(sorted(chosen))
+    def schedule(self, count: int) -> tuple[int, ...] | None:
+        """The best `count` steps, ascending; None where so few do not suffice."""
+        if not np.isfinite(self._ahead[count - 1, 0, 0]):
+            return None
+        chosen, back = [0], 0
+        for left in range(count - 1, 0, -1):
+            back = int(self._gaps[left, chosen[-1], back]) + 1
+            chosen.append(chosen[-1] + back)
+        return tuple(chosen)
+
+    def computes(self, step: int, left: int, newest: int, older: int) -> bool:
+        """Whether it is best to compute `step`, where `left` may be, this one included.
+
+        Args:
+            step: any but the first.
+            left: may be more than there are, or fewer than suffice.
+            newest: the last computed step.
+            older: the one computed before it; `newest` where there is none.
+        """
+        left = min(left, self.steps - step)
+        gaps = np.arange(step - newest - 1, min(self.longest, self.steps - 2 - newest) + 1)
+        if left <= 0 or not len(gaps):
+            return False
+        back = min(newest - older, self.longest + 1)
+        ahead = self._ahead[left - 1, newest + 1 + gaps, gaps + 1]
+        found = self._costs[newest, back, gaps] + ahead
+        return np.isfinite(found[0]) and int(found.argmin()) == 0
 
 
 def _costs(
-    gram: Tensor, times: tuple[float, ...], weights: tuple[float, ...], predictor: Predictor
+    gram: Tensor,
+    times: Sequence[float],
+    weights: Sequence[float],
+    predictor: Predictor,
+    longest: int,
 ) -> np.ndarray:
-    """Costs `[a, b, gap]` of skipping `gap` steps after b where a was computed before it."""
     steps = len(times)
-    segments = [
-        (a, b, gap)
-        for b in range(1, steps)
-        for a in range(max(0, b - LONGEST - 1), b)
-        for gap in range(1, min(LONGEST, steps - 1 - b) + 1)
-    ]
-    costs = np.full((steps, steps, LONGEST + 1), np.inf)
-    costs[:, :, 0] = 0.0
-    if not segments:
-        return costs
-    nodes = torch.tensor([[b + gap, *_anchors(a, b, predictor.anchors)] for a, b, gap in segments])
-    clock = torch.tensor(times, dtype=torch.float64)[nodes]
-    own = predictor.coefficients(clock[:, 1:], clock[:, 0])
-    own = torch.cat([torch.ones(len(own), 1, dtype=torch.float64), -own], 1)
-    nodes = nodes[:, : own.shape[1]]
-    between = gram[nodes[:, :, None], nodes[:, None, :]]
-    squares = torch.einsum("ni,nij,nj->n", own, between, own).clamp(min=0)
-    errors = (squares / gram.diagonal()[nodes[:, 0]]).sqrt().tolist()
-    summed = 0.0
-    for (a, b, gap), error in zip(segments, errors, strict=True):
-        summed = (0.0 if gap == 1 else summed) + weights[b + gap] * error
-        costs[a, b, gap] = summed**2
-    return costs
+    newest, back, gap = torch.meshgrid(
+        torch.arange(steps), torch.arange(longest + 2), torch.arange(longest + 1), indexing="ij"
+    )
+    possible = (back <= newest) & (newest + gap < steps)
+    errors = torch.zeros(newest.shape, dtype=torch.float64)
+    clock = torch.tensor(times, dtype=torch.float64)
+    scale = torch.tensor(weights, dtype=torch.float64) / gram.diagonal().sqrt()
+    # A first value has none before it.
+    for chosen, count in ((possible & (back == 0), 1), (possible & (back > 0), predictor.anchors)):
+        chosen &= gap > 0
+        skipped = newest[chosen] + gap[chosen]
+        nodes = _anchors(newest[chosen], back[chosen], count)
+        own = predictor.coefficients(clock[nodes], clock[skipped])
+        own = torch.cat([torch.ones(len(own), 1, dtype=torch.float64), -own], 1)
+        nodes = torch.cat([skipped[:, None], nodes], 1)[:, : own.shape[1]]
+        between = gram[nodes[:, :, None], nodes[:, None, :]]
+        squares = torch.einsum("ni,nij,nj->n", own, between, own).clamp(min=0)
+        errors[chosen] = squares.sqrt() * scale[skipped]
+    return torch.where(possible, errors.cumsum(-1).square(), torch.inf).numpy()
 
 
-def _anchors(a: int, b: int, count: int) -> list[int]:
-    """The newest `count` anchors, of which the programme knows two: gaps widen along a run."""
-    found = [b, a]
-    for _ in range(count - 2):
-        found.append(max(found[-1] - max(1, (b - a) // 2), 0))
-    return found[:count]
+def _anchors(newest: Tensor, back: Tensor, count: int) -> Tensor:
+    """The newest `count` anchors `[n, count]`, of which two are known: gaps widen along a run."""
+    found = [newest, newest - back]
+    while len(found) < count:
+        found.append((found[-1] - (back // 2).clamp(min=1)).clamp(min=0))
+    return torch.stack(found[:count], 1)

@@ -53,7 +53,7 @@ class Kriging(Predictor):
     def along(self, course: Course) -> Predictor:
         return Corrected(self, course) if self.corrects else self
 
-    def _covariance(self, distance: Tensor) -> Tensor:
+    def covariance(self, distance: Tensor) -> Tensor:
         scaled = distance.abs() * (sqrt(3) / self.length)
         return (1 + scaled) * (-scaled).exp()
 
@@ -61,12 +61,12 @@ class Kriging(Predictor):
         """Weights with the multiplier of their sum `[rows, K + 1]`, and the right-hand side."""
         times = times[:, : self.anchors]
         rows, count = times.shape
-        among = self._covariance(times[:, :, None] - times[:, None, :])
+        among = self.covariance(times[:, :, None] - times[:, None, :])
         system = torch.ones(rows, count + 1, count + 1, dtype=torch.float64)
         system[:, :count, :count] = among + _NUGGET * torch.eye(count, dtype=torch.float64)
         system[:, count, count] = 0.0
         wanted = torch.ones(rows, count + 1, dtype=torch.float64)
-        wanted[:, :count] = self._covariance(t[:, None] - times)
+        wanted[:, :count] = self.covariance(t[:, None] - times)
         return torch.linalg.solve(system, wanted), wanted
 
     def coefficients(self, times: Tensor, t: Tensor) -> Tensor:

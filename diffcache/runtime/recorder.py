@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffcache.policies import Grid, Statistics
-from diffcache.policies.planning import schedules
+from diffcache.policies.planning import Plan
 from diffcache.policies.statistics import Curve
 from diffcache.predictors import Predictor
 
@@ -99,7 +99,9 @@ class Recorder:
         if not whole:
             return ()
         gram = torch.stack(whole).mean(0)
-        return schedules(gram, grid.times, grid.weights, self.predictor)
+        plan = Plan(gram, grid.times, grid.weights, self.predictor)
+        found = map(plan.schedule, range(1, plan.steps + 1))
+        return tuple(schedule for schedule in found if schedule is not None)
 
     def statistics(self) -> Statistics:
         """What was found, averaged over everything taken in at a step."""

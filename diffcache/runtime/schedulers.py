@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from math import exp, floor, log
+from itertools import pairwise
+from math import exp, floor, log, sqrt
 from statistics import median
 from typing import Any
 
@@ -22,9 +23,9 @@ _DRAWS_NOISE = re.compile(
 # Flow matching begins in pure noise, where x/α has no bound.
 _LEAST_SIGNAL = 1e-2
 
-# Next to the clean sample predictions turn faster than anywhere before: of the error that the last
-# step would make, the measured rate foretells 0.07 to 0.87, half of the cells below a third.
-_LAST = 3.0
+# Next to the clean sample predictions turn faster than the measured rate foretells: those of noise,
+# which divide by it, more than those of flow matching.
+_LAST, _LAST_OF_FLOW = 10.0, 3.0
 
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
@@ -83,15 +84,21 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def noise(scheduler: Any, times: list[float]) -> list[float]:
-    """The noise at each of the scheduler's timesteps `times`: σ for flow matching, else σ/α."""
+    """The noise at each of the scheduler's timesteps `times`, and that which the last step leaves.
+
+    It is σ for flow matching, else σ/α.
+    """
     # What a scheduler steps by, where it says so: its timesteps may only approximate it.
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) >= len(times):
-        return [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
+        found = torch.as_tensor(sigmas).tolist()[: len(times) + 1]
+        return [*map(float, found), 0.0][: len(times) + 1]
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is not None:
-        return [_noise_over_signal(cumulative, t) for t in times]
-    return [t / max(times) for t in times]
+        left = max(float(getattr(scheduler, "final_alpha_cumprod", 1.0)), 1e-6)
+        after = sqrt(max(1 - left, 0.0) / left)
+        return [*(_noise_over_signal(cumulative, t) for t in times), after]
+    return [*(t / max(times) for t in times), 0.0]
 
 
 def coordinates(levels: list[float], flow: bool) -> list[float]:
@@ -115,20 +122,19 @@ def _root(ratio: float) -> float:
 def weights(levels: list[float], flow: bool) -> list[float]:
     """How far each step moves x/α for a unit prediction, over the median of all steps.
 
-    In units of the clean sample an early error weighs what it does at the end: it is
-    |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others. The median,
-    because the first step of a schedule that begins in pure noise is as long as one cares to
-    clamp it. The last step weighs `_LAST` times what it moves.
+    `levels` are those of `noise`. In units of the clean sample an early error weighs what it does
+    at the end: it is |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the
+    others. The median, because the first step of a schedule that begins in pure noise is as long
+    as one cares to clamp it. The last step weighs more than it moves.
     """
-    ends = [*levels, 0.0]
-    scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in ends]
+    scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in levels]
     moved = []
-    for i, start in enumerate(levels):
+    for i, start in enumerate(levels[:-1]):
         # Samplers with two evaluations a step list a timestep twice; the move is to the next one.
-        end = next((j for j in range(i + 1, len(ends)) if ends[j] != start), -1)
-        moved.append(abs(ends[end] - start) / scales[end])
+        end = next((j for j in range(i + 1, len(levels)) if levels[j] != start), -1)
+        moved.append(abs(levels[end] - start) / scales[end])
     middle = median(moved) if moved else 0.0
-    moved[-1:] = [_LAST * move for move in moved[-1:]]
+    moved[-1:] = [(_LAST_OF_FLOW if flow else _LAST) * move for move in moved[-1:]]
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 
@@ -145,7 +151,7 @@ def moves(scheduler: Any, levels: list[float], flow: bool) -> list[float] | None
     of_noise = getattr(scheduler, "config", {}).get("prediction_type", "epsilon") == "epsilon"
     if base_of(scheduler).__name__ not in _ONE_STEP or not (flow or of_noise):
         return None
-    return [end - start for start, end in zip(levels, [*levels[1:], 0.0], strict=True)]
+    return [end - start for start, end in pairwise(levels)]
 
 
 def _noise_over_signal(cumulative: torch.Tensor, t: float) -> float:

@@ -35,11 +35,11 @@ class Timetable:
         self.scaled = out_of_1000(self.timesteps)
         self._source = getattr(scheduler, "timesteps", None)
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
-        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
+        self.coordinates, self.weights = coordinates(levels[:-1], flow), weights(levels, flow)
         moved = moves(scheduler, levels, flow)
         self.course: Course | None = None
         if moved is not None:
-            self.course = Course(tuple(self.coordinates), tuple(moved), tuple(levels))
+            self.course = Course(tuple(self.coordinates), tuple(moved), tuple(levels[:-1]))
         self.begin = 0
         self.total: int | None = None
         self._grid: Grid | None = None

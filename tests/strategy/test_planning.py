@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffcache.policies import ForecastError, Scheduled, Statistics, Step
-from diffcache.policies.planning import LONGEST, schedules
+from diffcache.policies.planning import LONGEST, Plan
 from diffcache.predictors import Kriging, Newton
 
 
@@ -19,6 +19,12 @@ def run(steps: int, seed: int) -> tuple[torch.Tensor, tuple[float, ...], tuple[f
     t = times[:, None]
     values = a + b * (3 * t).sin() + c * (7 * t).cos() + 2
     return values, tuple(times.tolist()), tuple((1.5 - times).tolist())
+
+
+def schedules(*given, **options) -> list[tuple[int, ...]]:
+    plan = Plan(*given, **options)
+    found = map(plan.schedule, range(1, plan.steps + 1))
+    return [schedule for schedule in found if schedule is not None]
 
 
 def cost(values, times, weights, predictor, chosen) -> float:
@@ -43,9 +49,9 @@ def test_plans_of_a_line_are_the_best_there_are(seed):
     steps, predictor = 9, Newton(1)
     values, times, weights = run(steps, seed)
     found = schedules(values @ values.T, times, weights, predictor)
-    assert [len(plan) for plan in found] == list(range(2, steps + 1))
+    assert [len(plan) for plan in found] == list(range(1, steps + 1))
     for plan in found:
-        every = ((0, 1, *rest) for rest in combinations(range(2, steps), len(plan) - 2))
+        every = ((0, *rest) for rest in combinations(range(1, steps), len(plan) - 1))
         least = min(cost(values, times, weights, predictor, chosen) for chosen in every)
         assert cost(values, times, weights, predictor, plan) == pytest.approx(least, abs=1e-9)
 
@@ -53,10 +59,10 @@ def test_plans_of_a_line_are_the_best_there_are(seed):
 def test_plans_with_more_anchors_beat_even_spacing():
     values, times, weights = run(28, 1)
     predictor = Kriging()
-    for plan in schedules(values @ values.T, times, weights, predictor)[6:20]:
+    for plan in schedules(values @ values.T, times, weights, predictor)[7:21]:
         even = {round(i * 27 / (len(plan) - 1)) for i in range(len(plan))}
         planned = cost(values, times, weights, predictor, plan)
-        assert planned < cost(values, times, weights, predictor, even | {1})
+        assert planned < cost(values, times, weights, predictor, even)
 
 
 def test_no_plan_has_a_gap_longer_than_any_may_be():
@@ -66,6 +72,38 @@ def test_no_plan_has_a_gap_longer_than_any_may_be():
     for plan in plans:
         ends = [*plan, 30]
         assert max(b - a for a, b in pairwise(ends)) <= LONGEST + 1
+
+
+def test_protected_steps_are_in_every_plan():
+    values, times, weights = run(20, 3)
+    protected = [step in (3, 11, 19) for step in range(20)]
+    plans = schedules(values @ values.T, times, weights, Newton(1), protected)
+    assert len(plans) > 10 and all({0, 3, 11, 19} <= set(plan) for plan in plans)
+
+
+@pytest.mark.parametrize("count", [4, 7, 12])
+def test_a_plan_followed_step_by_step_is_its_schedule(count):
+    values, times, weights = run(24, 4)
+    plan = Plan(values @ values.T, times, weights, Kriging())
+    computed = [0]
+    for step in range(1, 24):
+        older = computed[-2] if len(computed) > 1 else computed[-1]
+        if plan.computes(step, count - len(computed), computed[-1], older):
+            computed.append(step)
+    assert tuple(computed) == plan.schedule(count)
+
+
+def test_a_plan_goes_on_from_where_it_was_left():
+    values, times, weights = run(12, 5)
+    plan = Plan(values @ values.T, times, weights, Newton(1))
+    # Steps 1 and 2 were computed against the plan, and six may be in all.
+    computed = [0, 1, 2]
+    for step in range(3, 12):
+        if plan.computes(step, 6 - len(computed), computed[-1], computed[-2]):
+            computed.append(step)
+    every = ((0, 1, 2, *rest) for rest in combinations(range(3, 12), 3))
+    least = min(cost(values, times, weights, Newton(1), chosen) for chosen in every)
+    assert cost(values, times, weights, Newton(1), computed) == pytest.approx(least)
 
 
 def played(policy: Scheduled, total: int, predicted: float) -> list[int]:
