@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from math import exp, floor, log
 from statistics import median
 from typing import Any
 
 import torch
+
+from diffcache.predictors import Course
 
 from .disguise import base_of
 
@@ -132,20 +135,57 @@ def weights(levels: list[float], flow: bool) -> list[float]:
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 
-# Whose step adds a multiple of the prediction to the sample in units of the clean one, and keeps
-# nothing of earlier predictions.
-_ONE_STEP = {"DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"}
+# Whose step adds a multiple of the prediction to the sample and keeps nothing of earlier ones, and
+# whether that sample is the clean one with noise on top, rather than mixed with it.
+_ONE_STEP = {
+    "DDIMScheduler": False,
+    "EulerDiscreteScheduler": True,
+    "FlowMatchEulerDiscreteScheduler": True,
+}
+
+# Predictions change with the sample as they do for normally distributed data of this width: the
+# noisier the sample, the less of an error in it is taken for the picture.
+_WIDTH = 0.3
 
 
-def moves(scheduler: Any, levels: list[float], flow: bool) -> list[float] | None:
-    """How far each step moves the sample, in units of the clean one, for a unit prediction.
-
-    None where predictions reach the sample in another way.
-    """
-    of_noise = getattr(scheduler, "config", {}).get("prediction_type", "epsilon") == "epsilon"
-    if base_of(scheduler).__name__ not in _ONE_STEP or not (flow or of_noise):
+def course(scheduler: Any, times: list[float], levels: list[float], flow: bool) -> Course | None:
+    """How the steps at coordinates `times` move the sample; None where that is not known."""
+    config = getattr(scheduler, "config", {})
+    of_noise = config.get("prediction_type", "epsilon") == "epsilon"
+    name = base_of(scheduler).__name__
+    multistep = of_noise and not flow and _is_second_order(name, config)
+    falling = all(before > after for before, after in pairwise([*levels, 0.0]))
+    if not falling or not (multistep or (name in _ONE_STEP and (flow or of_noise))):
         return None
-    return [end - start for start, end in zip(levels, [*levels[1:], 0.0], strict=True)]
+    carries = [0.0] * len(levels)
+    for i in range(1, len(levels) - 1) if multistep else ():
+        before, after = log(levels[i - 1] / levels[i]), log(levels[i] / levels[i + 1])
+        carries[i] = 0.5 * after / before
+    signals = [1 - level if flow else 1.0 for level in levels]
+    slopes = [_slope(*each) for each in zip(levels, signals, strict=True)]
+    units = [1.0 if _ONE_STEP.get(name) else (1 + level**2) ** -0.5 for level in levels]
+    # Where the last step leads, no gap needs to know.
+    return Course(tuple(times), (*levels, 0.0), tuple(carries), tuple(slopes), tuple(units))
+
+
+def _slope(noise: float, signal: float) -> float:
+    """By x, that of (x − m) / noise, where m is the mean of the data that x leaves possible."""
+    explained = signal * _WIDTH**2 / ((signal * _WIDTH) ** 2 + noise**2)
+    return (1 - explained) / noise
+
+
+def _is_second_order(name: str, config: dict[str, Any]) -> bool:
+    """Whether this is DPM-Solver++ 2M, by midpoint, with its outputs as they are."""
+    wanted = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "solver_order": 2}
+    alike = all(config.get(option) == value for option, value in wanted.items())
+    return name == "DPMSolverMultistepScheduler" and alike and not config.get("thresholding")
+
+
+def restate(scheduler: Any, off: torch.Tensor) -> None:
+    """Adds `off` to what the scheduler keeps of the clean sample that its last step was told of."""
+    kept = getattr(scheduler, "model_outputs", None)
+    if kept and isinstance(kept[-1], torch.Tensor):
+        kept[-1] = kept[-1] + off.to(kept[-1].dtype)
 
 
 def _noise_over_signal(cumulative: torch.Tensor, t: float) -> float:
