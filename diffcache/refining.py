@@ -182,6 +182,10 @@ class _Replay:
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """A new timetable changes nothing here."""
 
+    def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is corrected here."""
+        return {}
+
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
     ) -> None:

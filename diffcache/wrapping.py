@@ -16,8 +16,8 @@ from .refining import Draft
 from .requesting import requests
 from .runtime import clock
 from .runtime.disguise import base_of, disguised
-from .runtime.generation import Generation, current, timestep_of
-from .runtime.names import Names
+from .runtime.generation import Generation, current
+from .runtime.names import Names, timestep_of
 from .runtime.reading import waits
 from .runtime.report import Report
 from .runtime.timetable import number_of
@@ -247,6 +247,12 @@ class ModelWrapping:
         self._begin()
         self._timestep = float("inf")
         self._generation.timesteps_set(scheduler, kind)
+
+    def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What to step with in place of some of these arguments."""
+        if self._generation is None:
+            return {}
+        return self._generation.scheduler_steps(scheduler, arguments)
 
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any

@@ -4,7 +4,7 @@
 number of computed steps, those that leave the least weighted error of the forecasts. The plans are
 ours, after DPCache, LeMiCa and BudCache. Every sample computes the same steps, unless `veto` lets
 the measured error of its own forecasts add some. The cache holds four outputs a guidance branch,
-and three guided predictions.
+and seven guided predictions.
 """
 
 from diffcache.policies import Scheduled

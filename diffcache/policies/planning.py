@@ -32,6 +32,7 @@ class Plan:
         predictor: what stands in for skipped steps.
         protected: of each step, whether it is always computed; the first is in any case.
         longest: how many steps in a row may be skipped.
+        first: by how much errors are multiplied where the first value alone stands in.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Plan:
         predictor: Predictor,
         protected: Sequence[bool] = (),
         longest: int = LONGEST,
+        first: float = 1.0,
     ) -> None:
         self.steps = steps = len(times)
         self.longest = longest
         # By b, back and gap: of skipping `gap` steps after b, the one computed before which is
         # `back` steps older; 0 where none is.
         self._costs = _costs(gram, times, weights, predictor, longest)
+        self._costs[:, 0] *= first**2
         for step in np.flatnonzero(protected):
             for b in range(max(0, step - longest), step):
                 self._costs[b, :, step - b :] = np.inf

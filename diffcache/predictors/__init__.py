@@ -1,8 +1,8 @@
 """What stands in for a skipped value: linear combinations of values really computed."""
 
-from .base import Course, Predictor
+from .base import Predictor
 from .chebyshev import ChebyshevRidge
-from .corrected import Corrected
+from .corrections import Correction, Course, correction
 from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
@@ -10,7 +10,7 @@ from .taylor import Hermite, Taylor
 
 __all__ = [
     "ChebyshevRidge",
-    "Corrected",
+    "Correction",
     "Course",
     "FrequencySplit",
     "Hermite",
@@ -20,4 +20,5 @@ __all__ = [
     "Reuse",
     "Taylor",
     "adams_bashforth",
+    "correction",
 ]

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffcache.kernels import combine
-
-
-class Course(NamedTuple):
-    """How a run's steps go, where each adds a multiple of the prediction to the sample.
-
-    Attributes:
-        times: their coordinates.
-        moves: how far each moves the sample, in units of the clean one, for a unit prediction.
-        noise: in the same units, what each starts from.
-    """
-
-    times: tuple[float, ...]
-    moves: tuple[float, ...]
-    noise: tuple[float, ...]
 
 
 class Predictor(ABC):
@@ -34,10 +20,12 @@ class Predictor(ABC):
         coordinate: what `times` and `t` are: "noise", 1 − ∛(σ/α) scaled to rise from 0 to 1 over a
             run, or "step", the index of the step.
         differences: whether it only fits differences of guidance branches.
+        corrects: whether samples are corrected for what its forecasts turn out to be off by.
     """
 
     coordinate: ClassVar[Literal["noise", "step"]] = "noise"
     differences: ClassVar[bool] = False
+    corrects: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -57,10 +45,6 @@ class Predictor(ABC):
 
     def over(self, timesteps: tuple[float, ...]) -> Predictor:
         """The predictor for a run with these timesteps, one a step; most do not look at them."""
-        return self
-
-    def along(self, course: Course) -> Predictor:
-        """What forecasts whole predictions of a run with this course; most do not look at it."""
         return self
 
     def growth(self, times: Tensor, t: Tensor) -> Tensor:

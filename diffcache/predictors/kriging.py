@@ -8,8 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from .base import Course, Predictor
-from .corrected import Corrected
+from .base import Predictor
 
 # Below the rounding of bf16, whose relative variance is 1e-6, weights must not amplify.
 _NUGGET = 1e-6
@@ -27,9 +26,9 @@ class Kriging(Predictor):
     Args:
         points: how many computed values it reads.
         length: the distance l over which values stay alike, as a part of the run's coordinate.
-        corrects: whether the first forecast after a gap makes up for what those in it were off by,
-            where whole predictions are forecast and each step adds a multiple of one to the sample
-            (`Corrected`). Keeps one value more.
+        corrects: whether a computed step takes back what the skipped ones before it left the sample
+            off by, where whole predictions are forecast and what the sampler does with them is
+            known (`correction`). Keeps one value more.
     """
 
     points: int = 3
@@ -49,9 +48,6 @@ class Kriging(Predictor):
     @property
     def needed(self) -> int:
         return min(2, self.points)
-
-    def along(self, course: Course) -> Predictor:
-        return Corrected(self, course) if self.corrects else self
 
     def covariance(self, distance: Tensor) -> Tensor:
         scaled = distance.abs() * (sqrt(3) / self.length)

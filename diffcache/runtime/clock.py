@@ -18,6 +18,8 @@ class Listener(Protocol):
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None: ...
 
+    def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]: ...
+
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
     ) -> None: ...
@@ -67,8 +69,12 @@ def _observing(base: type) -> dict[str, Callable]:
         generation = _listener(self)
         if generation is None:
             return base.step(self, *args, **kwargs)
-        result = base.step(self, *args, **kwargs)
         arguments = _names(base)((self, *args), kwargs)
+        if corrected := generation.scheduler_steps(self, arguments):
+            arguments |= corrected
+            result = base.step(**arguments)
+        else:
+            result = base.step(self, *args, **kwargs)
         if latents := tensor_leaves(result):
             generation.scheduler_stepped(self, base.__name__, arguments, latents[0])
         return result

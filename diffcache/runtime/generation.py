@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checking import run_first, unchecked
 from .lanes import Lane
-from .names import Names
+from .names import Names, timestep_of
 from .promises import kept
 from .reading import waits
 from .report import Report
@@ -72,6 +72,16 @@ class Generation:
             self._open_run(scheduler, kind)
         except Exception as error:
             self._survive(error)
+
+    def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What to step `scheduler` with in place of some of these arguments."""
+        self.turn = None
+        try:
+            known = self.run is not None and self.run.scheduler is scheduler
+            return self.run.corrected(arguments) if known else {}
+        except Exception as error:
+            self._survive(error)
+            return {}
 
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
@@ -280,12 +290,3 @@ def _sample(value: Any) -> tuple[Tensor | None, bool]:
     if rows and all(isinstance(row, Tensor) and row.shape == rows[0].shape for row in rows):
         return rows[0].expand(len(rows), *rows[0].shape), True
     return None, False
-
-
-def timestep_of(arguments: dict[str, Any]) -> Tensor | float | None:
-    """The timestep among a denoiser call's bound arguments, wherever it is."""
-    names = ("timestep", "timesteps", "t")
-    value = next((arguments[name] for name in names if name in arguments), None)
-    if isinstance(value, Tensor):
-        return value[(0,) * value.ndim] if value.numel() else None
-    return float(value) if isinstance(value, (int, float)) else None

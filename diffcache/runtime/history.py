@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffcache.kernels import combine
 from diffcache.kernels.transfer import sent
 from diffcache.predictors import Predictor
 
@@ -188,6 +189,12 @@ class History:
             predictor.predict([slot[index] for slot in self.slots[:depth]], weights)
             for index in range(len(self.slots[0]))
         ]
+
+    def blend(self, weights: Tensor) -> None:
+        """Puts sums of each row's values, by `weights` `[rows, K]`, in place of its newest one."""
+        depth = min(len(self.slots), weights.shape[1])
+        for leaves in zip(*self.slots[:depth], strict=True):
+            combine(leaves, weights[:, :depth], out=leaves[0])
 
     def snapshot(self) -> History:
         """An independent copy."""

@@ -120,6 +120,11 @@ class Lanes:
                 lane.used = False
             self._known[place] = [lane for lane in known if lane.idle <= _PATIENCE]
 
+    @property
+    def used(self) -> list[Lane]:
+        """Those that calls of the step that is being made continue."""
+        return [lane for known in self._known.values() for lane in known if lane.used]
+
     def restamp(self, time: float) -> None:
         """Sets the time of what the first step computed, before it was known."""
         for lanes in self._known.values():

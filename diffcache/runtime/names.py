@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -29,3 +31,12 @@ class Names:
         named = dict(zip(self.positional, args, strict=False))
         named.update(kwargs)
         return named
+
+
+def timestep_of(arguments: dict[str, Any]) -> Tensor | float | None:
+    """The timestep among a denoiser call's bound arguments, wherever it is."""
+    names = ("timestep", "timesteps", "t")
+    value = next((arguments[name] for name in names if name in arguments), None)
+    if isinstance(value, Tensor):
+        return value[(0,) * value.ndim] if value.numel() else None
+    return float(value) if isinstance(value, (int, float)) else None

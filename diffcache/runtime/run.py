@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, Evidence, Policy, ProbeChange, State
-from diffcache.predictors import Predictor
+from diffcache.policies import DraftError, Evidence, ProbeChange, State
 
-from .evidence import Collector, collector_for
-from .guards import Guards
+from .composition import Composition, Stage
+from .corrections import Corrections
+from .evidence import collector_for
 from .lanes import Lane, Lanes
 from .recorder import recording
 from .report import Event, Rule
 from .schedulers import stochastic_by_call, stochastic_by_kind
 from .timetable import Timetable
-
-
-class Composition(Protocol):
-    """What a run needs of a method."""
-
-    policy: Policy
-    predictor: Predictor
-    guards: Guards
-    lagged: bool
-
-
-@dataclass
-class Stage:
-    """Evidence and policy state of one of the evaluations that a sampler makes in a step."""
-
-    collector: Collector
-    state: dict[str, Tensor]
-    skipped: list[int]
 
 
 # Policies are pure, so that one tensor may stand for every step with this mask.
@@ -56,7 +37,7 @@ class Run:
         predictor: the method's, on this run's timetable.
         in_forward: whether the policy's evidence appears inside the denoiser's forward.
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
-        corrector: what forecasts whole predictions.
+        corrections: made to the samples, where that is known how.
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
@@ -66,12 +47,12 @@ class Run:
         self.timetable = Timetable(scheduler, earlier)
         self.opening: Tensor | float | None = None
         self._enter(0)
-        self._forecast_with(method.predictor)
+        self.predictor = method.predictor
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
-        self.lanes = Lanes(self.corrector.anchors)
+        self._begin()
         self.stages: dict[int, Stage] = {}
         self.stage_number = 0
         self.step_rows = 0
@@ -90,7 +71,8 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        return self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
+        known = 0 if self.corrections is None else self.corrections.bytes
+        return known + self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
 
     @property
     def total(self) -> int | None:
@@ -109,18 +91,24 @@ class Run:
             return True
         return timestep is not None and self.timetable.same(self.opening, timestep)
 
-    def _forecast_with(self, predictor: Predictor) -> None:
-        course = self.timetable.course
-        self.predictor = predictor
-        self.corrector = predictor if course is None else predictor.along(course)
+    def _begin(self) -> None:
+        """Keeps nothing yet."""
+        course, anchors = self.timetable.course, self.predictor.anchors
+        self.corrections: Corrections | None = None
+        if course is not None and self.predictor.corrects:
+            self.corrections = Corrections(self.predictor, course)
+            anchors += 1
+        self.lanes = Lanes(anchors)
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
         timetable.locate(timestep, total, guards)
-        self._forecast_with(self.predictor.over(tuple(timetable.scaled[timetable.begin :])))
+        self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.time)
+        if self.corrections is not None:
+            self.corrections.history.restamp(self.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
 
@@ -142,7 +130,7 @@ class Run:
 
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
-        self.lanes = Lanes(self.corrector.anchors)
+        self._begin()
         self.stages.clear()
         self._compute_all()
         self.rules = ["first"] * self.samples
@@ -234,6 +222,14 @@ class Run:
             return [None] * self.samples
         return ["cap" if n >= cap else None for n in stage.skipped]
 
+    def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
+        """What to give the scheduler's step in place of some of its arguments."""
+        if self.corrections is None or self.full is not None:
+            return {}
+        computed = None if self.samples is None else self._computed()
+        used, scheduler = self.lanes.used, self.scheduler
+        return self.corrections.step(scheduler, arguments, computed, used, self.time, self.index)
+
     def stepped(self, arguments: dict[str, Any], latents: Tensor, total: int | None) -> None:
         """Takes in a scheduler step; the next denoiser call belongs to the next step.
 
@@ -266,7 +262,7 @@ class Run:
         mask = self._decided()
         stage = self.stage(self.samples)
         if self.full is None:
-            truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+            truth = self._computed()
             if not self.in_forward or any(truth):
                 error = stage.collector.after(self.time, self.index, prediction, latents, truth)
                 computed = _flags(tuple(truth))
@@ -280,6 +276,10 @@ class Run:
         timestep = self.timetable.timestep(self.index)
         self.trace.append(Event(self.index, timestep, tuple(rules)))
         self.lane_masks = []
+
+    def _computed(self) -> list[bool]:
+        """Which samples' predictions come of nothing but computed calls."""
+        return [all(seen) for seen in zip(self._decided(), *self.lane_masks, strict=True)]
 
     def _decided(self) -> list[bool]:
         """The mask of the step: as decided, or where lanes decide, computed by any of them.

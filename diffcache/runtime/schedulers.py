@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from math import exp, floor, log, sqrt
+from math import exp, floor, log
 from statistics import median
 from typing import Any
 
 import torch
+
+from diffcache.predictors import Course
 
 from .disguise import base_of
 
@@ -23,9 +25,9 @@ _DRAWS_NOISE = re.compile(
 # Flow matching begins in pure noise, where x/α has no bound.
 _LEAST_SIGNAL = 1e-2
 
-# Next to the clean sample predictions turn faster than the measured rate foretells: those of noise,
-# which divide by it, more than those of flow matching.
-_LAST, _LAST_OF_FLOW = 10.0, 3.0
+# Next to the clean sample predictions turn faster than anywhere before: of the error that the last
+# step would make, the measured rate foretells 0.07 to 0.87, half of the cells below a third.
+_LAST = 3.0
 
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
@@ -84,21 +86,15 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def noise(scheduler: Any, times: list[float]) -> list[float]:
-    """The noise at each of the scheduler's timesteps `times`, and that which the last step leaves.
-
-    It is σ for flow matching, else σ/α.
-    """
+    """The noise at each of the scheduler's timesteps `times`: σ for flow matching, else σ/α."""
     # What a scheduler steps by, where it says so: its timesteps may only approximate it.
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) >= len(times):
-        found = torch.as_tensor(sigmas).tolist()[: len(times) + 1]
-        return [*map(float, found), 0.0][: len(times) + 1]
+        return [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is not None:
-        left = max(float(getattr(scheduler, "final_alpha_cumprod", 1.0)), 1e-6)
-        after = sqrt(max(1 - left, 0.0) / left)
-        return [*(_noise_over_signal(cumulative, t) for t in times), after]
-    return [*(t / max(times) for t in times), 0.0]
+        return [_noise_over_signal(cumulative, t) for t in times]
+    return [t / max(times) for t in times]
 
 
 def coordinates(levels: list[float], flow: bool) -> list[float]:
@@ -122,36 +118,75 @@ def _root(ratio: float) -> float:
 def weights(levels: list[float], flow: bool) -> list[float]:
     """How far each step moves x/α for a unit prediction, over the median of all steps.
 
-    `levels` are those of `noise`. In units of the clean sample an early error weighs what it does
-    at the end: it is |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the
-    others. The median, because the first step of a schedule that begins in pure noise is as long
-    as one cares to clamp it. The last step weighs more than it moves.
+    In units of the clean sample an early error weighs what it does at the end: it is
+    |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others. The median,
+    because the first step of a schedule that begins in pure noise is as long as one cares
+    to clamp it. The last step weighs `_LAST` times what it moves, and no less than the median: it
+    gives the clean sample itself, whose error does not vanish with the noise that is left.
     """
-    scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in levels]
+    ends = [*levels, 0.0]
+    scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in ends]
     moved = []
-    for i, start in enumerate(levels[:-1]):
+    for i, start in enumerate(levels):
         # Samplers with two evaluations a step list a timestep twice; the move is to the next one.
-        end = next((j for j in range(i + 1, len(levels)) if levels[j] != start), -1)
-        moved.append(abs(levels[end] - start) / scales[end])
+        end = next((j for j in range(i + 1, len(ends)) if ends[j] != start), -1)
+        moved.append(abs(ends[end] - start) / scales[end])
     middle = median(moved) if moved else 0.0
-    moved[-1:] = [(_LAST_OF_FLOW if flow else _LAST) * move for move in moved[-1:]]
+    moved[-1:] = [max(_LAST * move, middle) for move in moved[-1:]]
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 
-# Whose step adds a multiple of the prediction to the sample in units of the clean one, and keeps
-# nothing of earlier predictions.
-_ONE_STEP = {"DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"}
+# Whose step adds a multiple of the prediction to the sample and keeps nothing of earlier ones, and
+# whether that sample is the clean one with noise on top, rather than mixed with it.
+_ONE_STEP = {
+    "DDIMScheduler": False,
+    "EulerDiscreteScheduler": True,
+    "FlowMatchEulerDiscreteScheduler": True,
+}
+
+# Predictions change with the sample as they do for normally distributed data of this width: the
+# noisier the sample, the less of an error in it is taken for the picture.
+_WIDTH = 0.3
 
 
-def moves(scheduler: Any, levels: list[float], flow: bool) -> list[float] | None:
-    """How far each step moves the sample, in units of the clean one, for a unit prediction.
-
-    None where predictions reach the sample in another way.
-    """
-    of_noise = getattr(scheduler, "config", {}).get("prediction_type", "epsilon") == "epsilon"
-    if base_of(scheduler).__name__ not in _ONE_STEP or not (flow or of_noise):
+def course(scheduler: Any, times: list[float], levels: list[float], flow: bool) -> Course | None:
+    """How the steps at coordinates `times` move the sample; None where that is not known."""
+    config = getattr(scheduler, "config", {})
+    of_noise = config.get("prediction_type", "epsilon") == "epsilon"
+    name = base_of(scheduler).__name__
+    multistep = of_noise and not flow and _is_second_order(name, config)
+    falling = all(before > after for before, after in pairwise([*levels, 0.0]))
+    if not falling or not (multistep or (name in _ONE_STEP and (flow or of_noise))):
         return None
-    return [end - start for start, end in pairwise(levels)]
+    carries = [0.0] * len(levels)
+    for i in range(1, len(levels) - 1) if multistep else ():
+        before, after = log(levels[i - 1] / levels[i]), log(levels[i] / levels[i + 1])
+        carries[i] = 0.5 * after / before
+    signals = [1 - level if flow else 1.0 for level in levels]
+    slopes = [_slope(*each) for each in zip(levels, signals, strict=True)]
+    units = [1.0 if _ONE_STEP.get(name) else (1 + level**2) ** -0.5 for level in levels]
+    # Where the last step leads, no gap needs to know.
+    return Course(tuple(times), (*levels, 0.0), tuple(carries), tuple(slopes), tuple(units))
+
+
+def _slope(noise: float, signal: float) -> float:
+    """By x, that of (x − m) / noise, where m is the mean of the data that x leaves possible."""
+    explained = signal * _WIDTH**2 / ((signal * _WIDTH) ** 2 + noise**2)
+    return (1 - explained) / noise
+
+
+def _is_second_order(name: str, config: dict[str, Any]) -> bool:
+    """Whether this is DPM-Solver++ 2M, by midpoint, with its outputs as they are."""
+    wanted = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "solver_order": 2}
+    alike = all(config.get(option) == value for option, value in wanted.items())
+    return name == "DPMSolverMultistepScheduler" and alike and not config.get("thresholding")
+
+
+def restate(scheduler: Any, off: torch.Tensor) -> None:
+    """Adds `off` to what the scheduler keeps of the clean sample that its last step was told of."""
+    kept = getattr(scheduler, "model_outputs", None)
+    if kept and isinstance(kept[-1], torch.Tensor):
+        kept[-1] = kept[-1] + off.to(kept[-1].dtype)
 
 
 def _noise_over_signal(cumulative: torch.Tensor, t: float) -> float:

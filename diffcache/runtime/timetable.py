@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.policies import Grid, Step
-from diffcache.predictors import Course
 
 from .guards import Guards
 from .reading import on_host
-from .schedulers import coordinates, is_flow, moves, noise, out_of_1000, timesteps_of, weights
+from .schedulers import coordinates, course, is_flow, noise, out_of_1000, timesteps_of, weights
 
 
 class Timetable:
@@ -35,11 +34,8 @@ class Timetable:
         self.scaled = out_of_1000(self.timesteps)
         self._source = getattr(scheduler, "timesteps", None)
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
-        self.coordinates, self.weights = coordinates(levels[:-1], flow), weights(levels, flow)
-        moved = moves(scheduler, levels, flow)
-        self.course: Course | None = None
-        if moved is not None:
-            self.course = Course(tuple(self.coordinates), tuple(moved), tuple(levels[:-1]))
+        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
+        self.course = course(scheduler, self.coordinates, levels, flow)
         self.begin = 0
         self.total: int | None = None
         self._grid: Grid | None = None

@@ -205,11 +205,8 @@ class Turn:
         wanted = self.rows if rows is None else rows
         return history is not None and history.rows == wanted and history.depth > 0
 
-    def forecast(self, key: Hashable, corrected: bool = False) -> list[Tensor]:
-        """Forecasts `[rows, ...]` of what is stored under `key`, in new memory.
-
-        Those of a denoiser's whole output may be `corrected` for what earlier ones were off by.
-        """
-        predictor = self.run.corrector if corrected else self.run.predictor
+    def forecast(self, key: Hashable) -> list[Tensor]:
+        """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
+        predictor = self.run.predictor
         now = self.run.time if predictor.coordinate == "noise" else float(self.run.index)
         return self.lane.history(key).forecast(predictor, now)

@@ -42,17 +42,18 @@ class OutputAttachment(Attachment):
     def __init__(self, denoiser: nn.Module, residual: bool = False) -> None:
         self.key = id(denoiser)
         self.residual = residual
+        self._signal = "residual" if residual else "output"
         self._names = Names(plain_module(denoiser).forward)
 
     def run(self, turn: Turn) -> Any:
-        if not turn.can_forecast("output"):
+        if not turn.can_forecast(self._signal):
             turn.compute_all()
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)
             if leaves := self._leaves(turn, output):
-                turn.remember("output", self._shifted(turn, leaves, -1))
+                turn.remember(self._signal, self._shifted(turn, leaves, -1))
             return output
-        forecast = self._shifted(turn, turn.forecast("output", corrected=True), 1)
+        forecast = self._shifted(turn, turn.forecast(self._signal), 1)
         if turn.none:
             return self._fill(turn, forecast)
         index = turn.index()
@@ -62,7 +63,7 @@ class OutputAttachment(Attachment):
             for part, whole in zip(by_rows(computed, turn.listed), forecast, strict=True)
         ]
         whole = self._fill(turn, merged)
-        turn.remember("output", self._shifted(turn, merged, -1))
+        turn.remember(self._signal, self._shifted(turn, merged, -1))
         return whole
 
     def _fill(self, turn: Turn, values: list[Tensor]) -> Any:

@@ -1,4 +1,6 @@
-"""Samples corrected for what skipped steps were off by, on the trained pipelines."""
+"""Samples corrected for what skipped steps were off by."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -9,31 +11,167 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
+from torch import nn
 
 import diffcache
 from diffcache import metrics, tiny
+from diffcache.predictors import Kriging
+from diffcache.runtime import schedulers
 from diffcache.runtime.timetable import Timetable
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+KNOWN = {
+    "ddim": DDIMScheduler(**BETAS, clip_sample=False),
+    "euler": EulerDiscreteScheduler(**BETAS),
+    "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "dpm": DPMSolverMultistepScheduler(**BETAS),
+    "dpm-karras": DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True),
+}
+UNKNOWN = [
+    DDIMScheduler(prediction_type="v_prediction"),
+    DPMSolverMultistepScheduler(prediction_type="v_prediction"),
+    DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    DPMSolverMultistepScheduler(solver_order=3),
+    DPMSolverMultistepScheduler(solver_type="heun"),
+    DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    DPMSolverMultistepScheduler(thresholding=True),
+    HeunDiscreteScheduler(),
+    UniPCMultistepScheduler(),
+]
+STEPS = 10
 
-@pytest.mark.parametrize(
-    ("scheduler", "known"),
-    [
-        (DDIMScheduler(), True),
-        (EulerDiscreteScheduler(), True),
-        (FlowMatchEulerDiscreteScheduler(), True),
-        (DDIMScheduler(prediction_type="v_prediction"), False),
-        (DPMSolverMultistepScheduler(), False),
-        (HeunDiscreteScheduler(), False),
-    ],
-)
-def test_the_course_is_known_where_steps_add_the_prediction(scheduler, known):
-    scheduler.set_timesteps(10)
+
+@pytest.fixture(params=KNOWN)
+def scheduler(request):
+    return copy.deepcopy(KNOWN[request.param])
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_where_the_course_is_not_known_nothing_is_corrected(unknown):
+    unknown = copy.deepcopy(unknown)
+    unknown.set_timesteps(STEPS)
+    assert Timetable(unknown).course is None
+
+
+def test_the_course_is_what_the_scheduler_does(scheduler):
+    scheduler.set_timesteps(STEPS)
     course = Timetable(scheduler).course
-    assert (course is not None) == known
-    if known:
-        assert len(course.times) == len(course.moves) == 10
-        assert sum(course.moves) == pytest.approx(-course.noise[0])
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = None
+    # What the last step leads to no gap needs.
+    for i, t in enumerate(scheduler.timesteps[:-1]):
+        prediction = torch.randn(2, 4, generator=torch.Generator().manual_seed(i)).double()
+        units = x / course.units[i]
+        clean = units - course.noise[i] * prediction
+        before = clean if before is None else before
+        kept = course.noise[i + 1] / course.noise[i]
+        ahead = clean + course.carries[i] * (clean - before)
+        wanted = (kept * units + (1 - kept) * ahead) * course.units[i + 1]
+        x = scheduler.step(prediction, t, x).prev_sample.double()
+        assert torch.allclose(x, wanted, rtol=1e-3, atol=1e-4)
+        before = clean
+
+
+def test_predictions_change_as_those_for_normal_data_do(scheduler):
+    scheduler.set_timesteps(STEPS)
+    course, width = Timetable(scheduler).course, schedulers._WIDTH
+    for noise, slope in zip(course.noise[:-1], course.slopes, strict=True):
+        signal = 1 - noise if schedulers.is_flow(scheduler) else 1.0
+        # The mean of what x = signal · m + noise · e leaves possible of m, by x.
+        told = signal * width**2 / (signal**2 * width**2 + noise**2)
+        assert slope == pytest.approx((1 - told) / noise, rel=1e-6)
+
+
+class Denoiser(nn.Module):
+    """Predictions that turn with time, and change with the sample a little."""
+
+    def forward(self, sample, timestep):
+        t = float(timestep) / 1000
+        return sample.tanh() * (0.4 + t) + 0.3 * torch.cos(3 * t + torch.arange(4))
+
+
+MASKS = {"alike": [[1, 1, 0, 1, 0, 0, 1, 0, 0, 1]] * 2}
+MASKS["apart"] = [MASKS["alike"][0], [1, 1, 1, 0, 1, 0, 0, 1, 0, 1]]
+
+
+def start(scheduler):
+    scheduler.set_timesteps(STEPS)
+    noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(3))
+    return noise * getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def redone(scheduler, mask, x):
+    """One sample; gaps are gone through again when the value that ends them is known."""
+    denoiser, base = Denoiser(), Kriging()
+    scheduler = copy.deepcopy(scheduler)
+    timetable = Timetable(scheduler)
+    values, skipped, ends = [], [], None
+
+    def forecast(step):
+        times = torch.tensor([[timetable.time(j) for j, _ in values[:3]]], dtype=torch.float64)
+        now = torch.tensor([timetable.time(step)], dtype=torch.float64)
+        weights = base.coefficients(times, now)[0].tolist()
+        return sum(w * value for w, (_, value) in zip(weights, values, strict=False))
+
+    for i, t in enumerate(scheduler.timesteps):
+        if mask[i]:
+            prediction = denoiser(x, t)
+            values.insert(0, (i, prediction))
+            course = timetable.course
+            if skipped and course.noise[skipped[0] - 1] <= 4 * course.noise[i]:
+                scheduler, right = ends
+                for j in skipped:
+                    right = scheduler.step(forecast(j), scheduler.timesteps[j], right).prev_sample
+                prediction = prediction + course.slopes[i] * (right - x) / course.units[i]
+                values[0], x = (i, prediction), right
+            skipped = []
+        else:
+            prediction = forecast(i)
+            skipped.append(i)
+        x = scheduler.step(prediction, t, x).prev_sample
+        if mask[i]:
+            ends = copy.deepcopy(scheduler), x
+    return x
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+def test_a_gap_ends_as_if_it_were_gone_through_again(scheduler, masks):
+    x = start(scheduler)
+    wanted = [redone(scheduler, mask, x[[row]]) for row, mask in enumerate(masks)]
+    found = generated(scheduler, masks)
+    assert torch.allclose(found, torch.cat(wanted), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(generated(scheduler, masks, corrects=False), found, atol=1e-3)
+
+
+def generated(scheduler, masks, **options):
+    scheduler = copy.deepcopy(scheduler)
+    denoiser = Denoiser()
+    steps = [list(map(bool, step)) for step in zip(*masks, strict=True)]
+    diffcache.wrap(denoiser, "mask", mask=steps, scheduler=scheduler, **options)
+    x = start(scheduler)
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoiser(x, t), t, x).prev_sample
+    diffcache.unwrap(denoiser)
+    return x
+
+
+def test_where_nothing_is_skipped_nothing_is_corrected(scheduler):
+    x = start(scheduler)
+    found = generated(scheduler, [[1] * STEPS] * 2)
+    for t in scheduler.timesteps:
+        x = scheduler.step(Denoiser()(x, t), t, x).prev_sample
+    assert found.equal(x)
+
+
+def test_a_sample_whose_gap_goes_on_is_left_bit_for_bit():
+    scheduler = copy.deepcopy(KNOWN["dpm"])
+    going_on = [1, 1, 1] + [0] * (STEPS - 3)
+    apart, alike = (
+        generated(scheduler, [other, going_on]) for other in (MASKS["alike"][0], going_on)
+    )
+    assert apart[1].equal(alike[1]) and not apart[0].equal(alike[0])
 
 
 PROMPTS = [
@@ -54,10 +192,19 @@ def pictures(pipe, **options):
         return plain(pipe)
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
-def test_corrected_pictures_are_nearer_to_the_full_ones(kind):
+def trained(kind, sampler):
     pipe = tiny.pipeline(kind)
     pipe.set_progress_bar_config(disable=True)
+    if sampler is not None:
+        pipe.scheduler = sampler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"), [("unet", None), ("unet", DPMSolverMultistepScheduler), ("dit", None)]
+)
+def test_corrected_pictures_are_nearer_to_the_full_ones(kind, sampler):
+    pipe = trained(kind, sampler)
     full = plain(pipe)
     with_it, without = (
         metrics.psnr(pictures(pipe, corrects=corrects), full) for corrects in (True, False)
@@ -65,8 +212,6 @@ def test_corrected_pictures_are_nearer_to_the_full_ones(kind):
     assert with_it.mean() > without.mean() + 0.5
 
 
-def test_multistep_samplers_are_not_corrected():
-    pipe = tiny.pipeline("unet")
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+def test_samplers_that_are_not_known_are_not_corrected():
+    pipe = trained("unet", UniPCMultistepScheduler)
     assert np.array_equal(pictures(pipe, corrects=True), pictures(pipe, corrects=False))

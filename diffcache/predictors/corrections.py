@@ -1,0 +1,86 @@
+"""What a gap of skipped steps left a sample off by, told by the value that ends it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from .base import Predictor
+
+# A value from where there is but a quarter of the noise that the gap began with says little of the
+# gap: next to the clean sample predictions turn faster than anywhere before.
+_FURTHEST = 4.0
+
+
+class Course(NamedTuple):
+    """How the steps of a run move the sample x, which is taken in units of the clean one.
+
+    A prediction F made at noise σ says that the clean sample is m = x − σ F, and the step goes to
+    (σ₊/σ) x + (1 − σ₊/σ) (m + k (m − m₋)), where σ₊ is the noise it leads to and m₋ what the step
+    before has said. k is 0 where the sampler keeps nothing of earlier steps.
+
+    Attributes:
+        times: the coordinate of each step.
+        noise: σ of each step, and what the last one leads to.
+        carries: k of each step.
+        slopes: how a prediction changes with x.
+        units: how much of the scheduler's own sample one unit of x is.
+    """
+
+    times: tuple[float, ...]
+    noise: tuple[float, ...]
+    carries: tuple[float, ...]
+    slopes: tuple[float, ...]
+    units: tuple[float, ...]
+
+
+class Correction(NamedTuple):
+    """Weights of the anchors, newest first, that sum to what is to be added.
+
+    Attributes:
+        place: which step of the course ends the gap.
+        sample: to the sample x.
+        clean: to what the step before has said of the clean sample.
+    """
+
+    place: int
+    sample: tuple[float, ...]
+    clean: tuple[float, ...]
+
+
+@lru_cache(maxsize=4096)
+def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Correction | None:
+    """What makes up for the gap that the newest of values computed at `times` ends.
+
+    With that value among the anchors of `base`, what was forecast in the gap can be interpolated,
+    which is the corrector of a multistep solver without another evaluation. Steps are linear in
+    predictions, so the differences add up to where the sample would have been, as one weighted sum
+    of the anchors. Ours.
+
+    Args:
+        base: what forecast the gap, and interpolates it.
+        times: of the computed values, newest first; one more than `base` reads.
+
+    Returns:
+        None where no gap is ended, or one that leads too far, or `times` are not of this course.
+    """
+    if len(times) < 2 or times[0] not in course.times or times[1] not in course.times:
+        return None
+    newest, older = (course.times.index(time) for time in times[:2])
+    if newest < older + 2 or course.noise[older] > _FURTHEST * course.noise[newest]:
+        return None
+    anchors = torch.tensor([times], dtype=torch.float64)
+    sample, before = torch.zeros(2, len(times), dtype=torch.float64)
+    for step in range(older + 1, newest):
+        t = torch.tensor([course.times[step]], dtype=torch.float64)
+        learnt, forecast = torch.zeros(2, len(times), dtype=torch.float64)
+        after, plain = base.coefficients(anchors, t)[0], base.coefficients(anchors[:, 1:], t)[0]
+        learnt[: len(after)] = after
+        forecast[1 : 1 + len(plain)] = plain
+        clean = sample - course.noise[step] * (learnt - forecast)
+        kept = course.noise[step + 1] / course.noise[step]
+        sample = kept * sample + (1 - kept) * (clean + course.carries[step] * (clean - before))
+        before = clean
+    return Correction(newest, tuple(sample.tolist()), tuple(before.tolist()))

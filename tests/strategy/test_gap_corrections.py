@@ -1,0 +1,85 @@
+"""What a gap is told to have left the sample off by."""
+
+from math import exp, log
+
+import pytest
+import torch
+
+from diffcache.predictors import Course, Kriging, correction
+
+TIMES = (0.0, 0.02, 0.05, 0.11, 0.2, 0.31, 0.45, 0.6, 0.78, 1.0)
+NOISE = (*(5.5 * exp(-1.5 * t) for t in TIMES), 0.0)
+# DPM-Solver++ 2M by midpoint: half the ratio of two steps in log σ.
+CARRIES = tuple(
+    0.5 * log(NOISE[i] / NOISE[i + 1]) / log(NOISE[i - 1] / NOISE[i]) if 0 < i < 9 else 0.0
+    for i in range(10)
+)
+ONES = (1.0,) * 10
+TWO_STEP = Course(TIMES, NOISE, CARRIES, ONES, ONES)
+ONE_STEP = TWO_STEP._replace(carries=(0.0,) * 10)
+
+
+def at(values, steps, now, base):
+    """The forecast of step `now` from the values of `steps`."""
+    times = torch.tensor([[TIMES[step] for step in steps]], dtype=torch.float64)
+    weights = base.coefficients(times, torch.tensor([TIMES[now]], dtype=torch.float64))[0]
+    return sum(float(w) * values[step] for w, step in zip(weights, steps, strict=False))
+
+
+def found(base, course, steps):
+    return correction(base, course, tuple(TIMES[step] for step in steps))
+
+
+@pytest.mark.parametrize("course", [ONE_STEP, TWO_STEP])
+@pytest.mark.parametrize("steps", [[5, 2, 1, 0], [8, 3, 2, 0], [4, 2, 1], [3, 1]])
+def test_it_is_what_the_sampler_would_have_done_with_the_interpolated_values(course, steps):
+    base, values = Kriging(), [t**3 - 2 * t for t in TIMES]
+
+    def gone_through(anchors):
+        x, before = 3.0, 0.7
+        for i in range(steps[1] + 1, steps[0]):
+            clean = x - NOISE[i] * at(values, anchors, i, base)
+            ahead = clean + course.carries[i] * (clean - before)
+            x = NOISE[i + 1] / NOISE[i] * x + (1 - NOISE[i + 1] / NOISE[i]) * ahead
+            before = clean
+        return x, before
+
+    right, wrong = gone_through(steps[:3]), gone_through(steps[1:])
+    off = found(base, course, steps)
+    assert off.place == steps[0]
+    for weights, one, other in zip((off.sample, off.clean), right, wrong, strict=True):
+        told = sum(w * values[step] for w, step in zip(weights, steps, strict=True))
+        assert told == pytest.approx(one - other, rel=1e-9)
+
+
+def test_where_nothing_is_carried_moves_add_up():
+    base, values, steps = Kriging(), [t**3 - 2 * t for t in TIMES], [5, 2, 1, 0]
+    missed = sum(
+        (NOISE[i + 1] - NOISE[i])
+        * (at(values, steps[:3], i, base) - at(values, steps[1:], i, base))
+        for i in (3, 4)
+    )
+    weights = found(base, ONE_STEP, steps).sample
+    told = sum(w * values[step] for w, step in zip(weights, steps, strict=True))
+    assert told == pytest.approx(missed, rel=1e-9)
+
+
+def test_a_value_that_ends_no_gap_corrects_nothing():
+    assert found(Kriging(), TWO_STEP, [4, 3, 2, 1]) is None
+    assert found(Kriging(), TWO_STEP, [0]) is None
+
+
+def test_a_gap_that_leads_too_far_is_left():
+    steep = TWO_STEP._replace(noise=tuple(5.5 * exp(-5 * t) for t in TIMES))
+    assert found(Kriging(), steep, [5, 3, 2, 1]) is not None
+    assert found(Kriging(), steep, [7, 3, 2, 1]) is None
+
+
+def test_times_of_another_run_are_not_corrected():
+    assert correction(Kriging(), TWO_STEP, (0.32, 0.06, 0.03, 0.01)) is None
+
+
+def test_predictions_that_do_not_change_need_no_correction():
+    off = found(Kriging(), TWO_STEP, [6, 2, 1, 0])
+    assert sum(off.sample) == pytest.approx(0, abs=1e-9)
+    assert sum(off.clean) == pytest.approx(0, abs=1e-9)
