@@ -134,7 +134,7 @@ class PipelineWrapping:
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
             _put_on(stack, generation, method, named, draft)
-            if method.site.whole and all(id(each) in generation.handlers for each in modules):
+            if all(id(each) in generation.handlers for each in modules):
                 _help_on_demand(stack, generation, helpers(pipe))
             # Nobody but a callback has a chance to change a denoiser during the call.
             if any(map(call.keywords.get, _CALLBACKS)):

@@ -30,7 +30,6 @@ class Output(Site):
 
     residual: bool = False
     provides = frozenset({NoEvidence, ForecastError, LatentChange, PredictedChange})
-    whole = True
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
         return OutputAttachment(denoiser, self.residual)
