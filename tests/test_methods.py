@@ -27,6 +27,7 @@ def test_citations_are_whole_entries(name):
     assert re.match(r"@\w+\{\w+,\n", entry) and entry.endswith("}")
     assert entry.count("{") == entry.count("}")
     assert all(re.search(rf"\b{field}\s*=", entry) for field in ("title", "author", "year"))
+    assert re.search(r"arXiv:\d{4}\.\d{5}\b|url\s*= \{https://", entry)
 
 
 @pytest.fixture(scope="module")
