@@ -236,14 +236,18 @@ def test_methods_that_decide_from_evidence(build, left_running):
     assert torch.equal(left_running(controlled, num_inference_steps=12), found)
 
 
-@pytest.mark.parametrize("method", ["deepcache", "fora"])
-def test_other_sites_leave_helpers_running(method, build):
-    controlled = build("stable")
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("stable", "deepcache"), ("stable", "fora"), ("flux", "fbcache"), ("sd3", "fora")],
+)
+def test_other_sites_leave_helpers_running(name, method, build, left_running):
+    controlled = build(name)
     diffcache.wrap(controlled.pipe, method, mask=MASK)
-    with controlled.counted() as runs:
-        controlled.generate()
+    with controlled.counted() as runs, only_values(controlled.denoiser):
+        found = controlled.generate()
     assert runs == [STEPS]
     assert diffcache.report(controlled.pipe).compute_fraction < 1
+    assert torch.equal(left_running(controlled), found)
 
 
 def blind(attachment: Any, *_: Any) -> None:
