@@ -73,6 +73,13 @@ def test_structures(verdicts, name, output, stack):
     assert found["guidance"] == "ok"
 
 
+def test_a_lone_sample_needs_no_batch_axis(verdicts):
+    """Cosmos 3 packs the tokens of a sample, and gives what it predicts without an axis of rows."""
+    found = {site: verdict.status for site, verdict in verdicts("Cosmos3OmniTransformer").items()}
+    assert found["output"] == found["block stack"] == found["block stack, no head"] == "ok"
+    assert found["modules"] == "in part"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_class_is_as_good_as_the_table_says(verdicts, bench, name):
