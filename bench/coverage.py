@@ -44,6 +44,10 @@ def measure(
         result["sites"][column.name] = verdict.status
         if verdict.note:
             result["notes"][column.name] = verdict.note
+    for part in ("sites", "notes"):
+        # The table's columns stay where they are, whichever was measured last.
+        order = [column.name for column in coverage_checks.COLUMNS if column.name in result[part]]
+        result[part] = {site: result[part][site] for site in order}
     return result
 
 

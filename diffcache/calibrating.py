@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .api import restored
-from .calibration import Calibration, adapters_of, base_of_pipeline, weights_of
+from .calibration import (
+    Calibration,
+    adapters_of,
+    base_of_pipeline,
+    guidance_of,
+    weights_of,
+)
 from .methods import Method, find
+from .runtime.disguise import base_of
 from .runtime.guards import Guards
 from .runtime.recorder import Recorder, recording
 from .sites.discovery import denoisers, schedulers
@@ -49,13 +56,16 @@ def calibrate(
         composed.site.check(module)
     plans = composed.policy.measured == "schedules"
     recorder = Recorder(composed.predictor if plans else None)
+    guidance = []
     with restored(pipe):
         PipelineWrapping(composed.configured(guards=_EVERYTHING)).put_on(pipe)
         token = recording.set(recorder)
         try:
             for entry in entries:
                 arguments = entry if isinstance(entry, Mapping) else {"prompt": entry}
-                pipe(**{**pipe_kwargs, **arguments})
+                arguments = {**pipe_kwargs, **arguments}
+                pipe(**arguments)
+                guidance.append(guidance_of(base_of(pipe).__call__, arguments))
         finally:
             recording.reset(token)
     statistics = recorder.statistics()
@@ -73,4 +83,6 @@ def calibrate(
         adapters_of(modules),
         {name: value for name, value in pipe_kwargs.items() if isinstance(value, simple)},
         statistics,
+        guidance,
+        recorder.shapes,
     )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .methods import Method
 from .policies import Statistics
 from .runtime.disguise import base_of
+from .runtime.generation import Generation
 from .saved import Saved
 from .sites.discovery import plain_module
 
 _PARAMETERS, _ELEMENTS = 32, 8
+_GUIDANCE = re.compile(r"guidance_scale|cfg_scale")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Calibration(Saved):
         adapters: active adapters and their scales.
         setting: simple arguments of the calls.
         statistics: the numbers.
+        guidance: the scales of guidance of each kind of call, by argument.
+        shapes: those of a sample's latents, one for each resolution and length.
     """
 
     kind: ClassVar[str] = "calibration"
@@ -42,6 +48,8 @@ class Calibration(Saved):
     adapters: dict[str, float]
     setting: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=lambda: Statistics(0))
+    guidance: list[dict[str, float]] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def restored(cls, found: dict[str, Any]) -> Calibration:
@@ -58,7 +66,9 @@ class Calibration(Saved):
                 f"call diffcache.calibrate(pipe, prompts, method={self.method!r})"
             )
 
-    def drift(self, modules: Iterable[nn.Module], steps: int | None) -> list[str]:
+    def drift(
+        self, modules: Iterable[nn.Module], steps: int | None, guidance: dict[str, float]
+    ) -> list[str]:
         """What differs from when it was measured, in words."""
         modules = list(modules)
         found = []
@@ -69,6 +79,8 @@ class Calibration(Saved):
             found.append("other weights")
         if steps is not None and steps != self.statistics.steps:
             found.append(f"{steps} steps in place of {self.statistics.steps}")
+        if guidance and self.guidance and guidance not in self.guidance:
+            found.append(f"guidance {guidance} in place of {self.guidance[0]}")
         return found
 
 
@@ -166,16 +178,45 @@ def adapters_of(modules: Iterable[nn.Module]) -> dict[str, float]:
     return found
 
 
+def guidance_of(call: Callable, arguments: Mapping[str, Any]) -> dict[str, float]:
+    """The scales of guidance of a pipeline's `call` with these arguments, and its own defaults."""
+    given = {
+        name: arguments.get(name, parameter.default)
+        for name, parameter in inspect.signature(call).parameters.items()
+        if _GUIDANCE.search(name)
+    }
+    return {name: float(value) for name, value in given.items() if isinstance(value, (int, float))}
+
+
 def cautious(
     method: Method,
     calibration: Calibration | None,
     modules: list[nn.Module],
     steps: int | None,
+    guidance: dict[str, float],
 ) -> tuple[Method, str | None]:
     """The method, and where the calibration no longer fits, one that skips once at a time."""
-    drift = calibration.drift(modules, steps) if calibration is not None else []
-    if not drift:
-        return method, None
+    drift = calibration.drift(modules, steps, guidance) if calibration is not None else []
+    return _careful(method, drift) if drift else (method, None)
+
+
+def watch(calibration: Calibration | None, generation: Generation) -> None:
+    """Has a generation of other sizes than were measured skip once at a time."""
+    if calibration is None or not calibration.shapes:
+        return
+
+    def told(prediction: Tensor) -> None:
+        shape = list(prediction.shape[1:])
+        if shape not in calibration.shapes:
+            drift = [f"latents {shape} in place of {calibration.shapes[0]}"]
+            generation.method, note = _careful(generation.method, drift)
+            generation.run.method = generation.method
+            generation.report.note(note)
+
+    generation.told = told
+
+
+def _careful(method: Method, drift: list[str]) -> tuple[Method, str]:
     note = (
         f"the calibration was measured otherwise ({'; '.join(drift)}), so that no two steps in a "
         f"row are skipped; diffcache.calibrate(pipe, prompts, method={method.name!r}) measures anew"

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from .calibration import Calibration, cautious
+from .calibration import Calibration, cautious, guidance_of, watch
 from .methods import Method
 from .refining import Draft
 from .requesting import requests
@@ -119,10 +119,12 @@ class PipelineWrapping:
         named = denoisers(pipe)
         modules = tuple(named.values())
         steps = call.keywords.get("num_inference_steps")
-        method, note = cautious(requested(self.method), self.calibration, modules, steps)
+        guidance = guidance_of(call.func, call.keywords)
+        method, note = cautious(requested(self.method), self.calibration, modules, steps, guidance)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
         generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
+        watch(self.calibration, generation)
         if note is not None:
             generation.report.note(note)
         request = requests.get()
@@ -134,7 +136,7 @@ class PipelineWrapping:
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
             _put_on(stack, generation, method, named, draft)
-            if method.site.whole and all(id(each) in generation.handlers for each in modules):
+            if all(id(each) in generation.handlers for each in modules):
                 _help_on_demand(stack, generation, helpers(pipe))
             # Nobody but a callback has a chance to change a denoiser during the call.
             if any(map(call.keywords.get, _CALLBACKS)):
@@ -151,7 +153,7 @@ class PipelineWrapping:
         self.report = generation.finish()
         # The handlers and the generation hold each other, and through them a draft.
         generation.handlers.clear()
-        generation.fall_back = None
+        generation.fall_back = generation.told = None
         if draft is not None:
             self.report.prefix, self.report.prefix_bytes = draft.rows, draft.bytes
         if (request := requests.get()) is not None:
@@ -272,11 +274,12 @@ class ModelWrapping:
 
     def _begin(self) -> None:
         steps = getattr(self._scheduler(), "num_inference_steps", None)
-        method, note = cautious(requested(self.method), self.calibration, [self._module()], steps)
+        module = self._module()
+        method, note = cautious(requested(self.method), self.calibration, [module], steps, {})
         self._generation = Generation(method, self.checked, lambda: None)
+        watch(self.calibration, self._generation)
         if note is not None:
             self._generation.report.note(note)
-        module = self._module()
         # Whoever compiled the module since the last generation has replaced its gate.
         gate.open_gate(module, self.running)
         self._open.callback(gate.close_gate, module)
@@ -287,7 +290,7 @@ class ModelWrapping:
             self._open.close()
             self.report = self._generation.finish()
             self._generation.handlers.clear()
-            self._generation.fall_back = None
+            self._generation.fall_back = self._generation.told = None
             self._generation = None
             if (request := requests.get()) is not None:
                 request.finished(self.report)

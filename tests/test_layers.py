@@ -1,6 +1,7 @@
 """House rules that can be read off the source: layers, lazy imports, sizes and names of files."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -217,3 +218,14 @@ def test_files_stay_small_and_named_for_what_they_hold() -> None:
     lengths = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files}
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST} == {}
     assert [str(path) for path in files if path.name == "utils.py"] == []
+
+
+def test_golden_tests_are_never_skipped() -> None:
+    """What a method is compared with is pinned, so that there is nothing to skip for."""
+    golden = sorted((ROOT / "tests" / "golden").glob("*.py"))
+    assert len(golden) > 10
+    words = re.compile(r"\b(skip|skipif|importorskip|xfail)\(")
+    assert [path.name for path in golden if words.search(path.read_text(encoding="utf-8"))] == []
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for peer in ("cache-dit", "deepcache", "diffusers"):
+        assert re.search(rf"^{peer}==\d", pinned, re.M)

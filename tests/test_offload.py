@@ -216,7 +216,7 @@ def test_a_skip_moves_nothing_that_it_bypasses(make, generate, moves, site, offl
 MIXED = [[step, step or index == 3] for index, step in enumerate(MASK)]
 DECIDING = {
     "rows apart": ("dbcache", {"head": 1, "tail": 2, "mask": MIXED}),
-    "drafts rejected": ("speca", {"head": 1, "tail": 2, "base": 1.0}),
+    "drafts rejected": ("speca", {"head": 1, "tail": 2, "base": 20.0}),
     "first block probed": ("teacache", {"threshold": 0.3}),
     "by module": ("foresight", {"gamma": 2.0, "warmup": 3}),
 }
@@ -248,7 +248,7 @@ def test_a_calibration_fits_weights_that_are_away(dit, generate, first):
     else:
         OFFLOADS["sequential"](dit)
     diffcache.wrap(dit, "magcache", calibration=calibration)
-    generate(dit)
+    generate(dit, 1, cfg=False)
     assert not any("calibration" in note for note in diffcache.report(dit).notes)
 
 

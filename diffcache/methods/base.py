@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from diffcache.policies import DraftError, ErrorBudget, Policy
 from diffcache.predictors import Newton, Predictor
+from diffcache.runtime.disguise import base_of
 from diffcache.runtime.guards import Guards
 from diffcache.sites import Output, Site
 
@@ -25,21 +26,21 @@ class Published:
         denoiser: class name of the denoiser.
         config: entries of its config that tell its sizes apart.
         scheduler: class name of the scheduler.
+        timetable: entries of its config that tell its timesteps apart.
         options: what was measured, as options of the method.
     """
 
     denoiser: str
     config: Mapping[str, Any]
     scheduler: str
+    timetable: Mapping[str, Any]
     options: Mapping[str, Any]
 
     def fits(self, denoiser: Any, scheduler: Any) -> bool:
         """Whether they were measured on such a denoiser under such a scheduler."""
-        config = getattr(denoiser, "config", {})
-        return [type(denoiser).__name__, type(scheduler).__name__] == [
-            self.denoiser,
-            self.scheduler,
-        ] and {name: config.get(name) for name in self.config} == self.config
+        return _agrees(denoiser, self.denoiser, self.config) and _agrees(
+            scheduler, self.scheduler, self.timetable
+        )
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,13 @@ class Method:
             }
             parts[name] = replace(part, **own) if own else part
         return replace(self, **parts, lagged=options.get("lagged", self.lagged))
+
+
+def _agrees(part: Any, kind: str, entries: Mapping[str, Any]) -> bool:
+    """Whether `part` is of that kind and has these entries in its config."""
+    config = getattr(part, "config", {})
+    found = {name: config.get(name) for name in entries}
+    return base_of(part).__name__ == kind and found == dict(entries)
 
 
 def _part(name: str, value: Any) -> Any:

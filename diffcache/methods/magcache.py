@@ -1,7 +1,7 @@
 """MagCache: residuals repeated as long as calibrated magnitudes say they may be.
 
-Rule, threshold, cap, retention and the ratios for FLUX.1 are published (diffusers' defaults; the
-released code has 0.24, 5, 0.1 for FLUX.1 at 28 steps). Other denoisers are calibrated first:
+Rule, threshold, cap, retention and the ratios for FLUX.1-dev are published (diffusers' defaults;
+the released code has 0.24, 5, 0.1 at 28 steps). Other denoisers are calibrated first:
 `diffcache.calibrate(pipe, prompts, method="magcache")`. Averaging the ratios of several lists of
 blocks is ours. The cache holds one residual a list of blocks and guidance branch.
 """
@@ -33,8 +33,9 @@ METHOD = Method(
     published=(
         Published(
             denoiser="FluxTransformer2DModel",
-            config={"num_layers": 19, "num_single_layers": 38},
+            config={"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
             scheduler="FlowMatchEulerDiscreteScheduler",
+            timetable={"use_dynamic_shifting": True},
             options={"ratios": _FLUX},
         ),
     ),

@@ -1,8 +1,8 @@
 """TeaCache: repeats the blocks' residual while their modulated input has changed little.
 
-Probe, rule and FLUX.1's polynomial are published (threshold 0.25, 0.4, 0.6 and 0.8 for 1.5, 1.8,
-2.0 and 2.25 times). Finding the probe as what the first block hands its attention is ours, as is
-adding up the change as it is on other denoisers until a polynomial is measured by
+Probe, rule and FLUX.1-dev's polynomial are published (threshold 0.25, 0.4, 0.6 and 0.8 for 1.5,
+1.8, 2.0 and 2.25 times). Finding the probe as what the first block hands its attention is ours, as
+is adding up the change as it is on other denoisers until a polynomial is measured by
 `diffcache.calibrate(pipe, prompts, method="teacache")`. The cache holds one residual a list of
 blocks and guidance branch, and the probe.
 """
@@ -25,8 +25,9 @@ METHOD = Method(
     published=(
         Published(
             denoiser="FluxTransformer2DModel",
-            config={"num_layers": 19, "num_single_layers": 38},
+            config={"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
             scheduler="FlowMatchEulerDiscreteScheduler",
+            timetable={"use_dynamic_shifting": True},
             options={"polynomial": (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)},
         ),
     ),

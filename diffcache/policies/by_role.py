@@ -17,8 +17,8 @@ class ByRole(Policy):
 
     `decide` gives `[samples, roles]`, which the site applies to every module of a role. In the mask
     of a report a step counts as computed where all roles compute; guards make all roles compute. A
-    role without a policy is always computed, and a role that a denoiser has no module of counts for
-    nothing but that mask.
+    role without a policy is always computed, and one that a denoiser has no module of counts for
+    nothing.
 
     Args:
         policies: a mapping from role ("self", "cross", "temporal", "mlp") to a policy that reads

@@ -33,6 +33,7 @@ class Generation:
             nobody can change them during the generation.
         fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
             where there is none.
+        told: told the guided prediction of a run's first step.
 
     Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
     diffusers would, to the end of the generation, and the report says why.
@@ -52,6 +53,7 @@ class Generation:
         self.handlers: dict[int, Callable] = {}
         self.version: Callable[[], Hashable] | None = None
         self.fall_back: Callable[[], Any] | None = None
+        self.told: Callable[[Tensor], None] | None = None
         self._version: Hashable = None
         self.broken = False
         self.steps_seen = 0
@@ -107,6 +109,8 @@ class Generation:
         self.steps_seen += 1
         if not isinstance(arguments.get("model_output"), Tensor):
             return self._give_up("the scheduler steps something that is not one tensor")
+        if self.told is not None and not run.index:
+            self.told(arguments["model_output"])
         limit = self.method.guards.max_cache_bytes
         outgrown = limit is not None and run.bytes > limit
         if outgrown and self.fall_back is None:

@@ -31,6 +31,9 @@ class Recorder:
 
     Args:
         predictor: what schedules are planned for; None plans none.
+
+    Attributes:
+        shapes: those of a sample's prediction, in the runs that were recorded.
     """
 
     def __init__(self, predictor: Predictor | None = None) -> None:
@@ -46,6 +49,7 @@ class Recorder:
         self._ratios: dict[tuple[str, int], list[float]] = {}
         self._keys: set[str] = set()
         self._steps = 0
+        self.shapes: list[list[int]] = []
 
     def take(
         self,
@@ -74,6 +78,9 @@ class Recorder:
 
     def predicted(self, grid: Grid, step: int, prediction: Tensor) -> None:
         """Takes in the guided `prediction` `[samples, ...]` of a run's step."""
+        shape = list(prediction.shape[1:])
+        if shape not in self.shapes:
+            self.shapes.append(shape)
         if self.predictor is None:
             return
         if step == 0:

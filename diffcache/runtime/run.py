@@ -59,8 +59,10 @@ class Run:
         self.full: str | None = None
         self.uniform = False
         self.decision: list[bool] | None = None
-        # Where the policy decides by group of modules: the mask [samples] of each.
+        # Where the policy decides by group of modules: the mask [samples] of each, and those that
+        # the denoiser has modules of, once it is known.
         self.groups: dict[str, list[bool]] = {}
+        self.present: set[str] = set()
         self.rules: list[Rule] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
@@ -190,12 +192,13 @@ class Run:
     def _bind(
         self, wanted: Tensor, forced: list[Rule | None], groups: tuple[str, ...] = ()
     ) -> list[bool]:
-        if wanted.ndim > 1:
-            columns = zip(groups, wanted.T.tolist(), strict=True)
-            self.groups = {group: self._bound(forced, column) for group, column in columns}
-            # A step counts as computed where nothing of it was bypassed.
-            wanted = wanted.all(1)
         wants = wanted.tolist()
+        if wanted.ndim > 1:
+            columns = dict(zip(groups, wanted.T.tolist(), strict=True))
+            self.groups = {group: self._bound(forced, c) for group, c in columns.items()}
+            # A step counts as computed where nothing of it was bypassed.
+            seen = [c for group, c in columns.items() if group in self.present or not self.present]
+            wants = [all(column[sample] for column in seen) for sample in range(len(wants))]
         self.rules = [
             rule or ("policy" if want else "skip") for rule, want in zip(forced, wants, strict=True)
         ]

@@ -32,13 +32,10 @@ class Site(ABC):
     """Where in a denoiser work is avoided.
 
     Attributes:
-        whole: whether a call that computes no row runs nothing of the denoiser, so that what helps
-            it need not run either.
         keeps_differences: whether what is forecast are differences of guidance branches.
     """
 
     provides: ClassVar[frozenset[type[Evidence]]]
-    whole: ClassVar[bool] = False
     keeps_differences: ClassVar[bool] = False
 
     @property

@@ -243,20 +243,21 @@ class _BlockStackAttachment(Attachment):
         return described.fill(bridges)
 
     def _verify(self, role: Any, compute: Callable, args: tuple, kwargs: dict) -> Any:
-        """Computes the last block, and measures how a draft of its output errs."""
+        """Computes the last block, and measures how a draft of what it adds errs."""
         turn = self.turn
         output = compute(*args, **kwargs)
         if not turn.verifies:
             return output
         entry = self.recording.hidden_input(role.list_index, args, kwargs)
-        value = self.recording.hidden_output(role.list_index, output, entry)
+        added = self.recording.hidden_output(role.list_index, output, entry) - entry
+        added = rows_first(added, turn.rows)
         # What was rejected is computed by a second run, which verifies nothing.
         if not turn.full and self.draft_error is None:
-            truth = value.float()
+            truth = added.float()
             error = (turn.forecast("last")[0].float() - truth).abs() / (truth.abs() + 1e-10)
             self.draft_error = error.flatten(1).mean(1)
         if not turn.none:
-            turn.remember("last", [value])
+            turn.remember("last", [added])
         return output
 
     def _probe(self, role: Any, plain: Callable, args: tuple, kwargs: dict) -> Any:

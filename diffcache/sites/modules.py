@@ -162,7 +162,10 @@ class _ModulesAttachment(Attachment):
         finally:
             self.turn = None
             self.offloading.restore()
-        if not any(spot.role in self.roles and not spot.alone for spot in self.spots):
+        played = {spot.role for spot in self.spots if spot.role in self.roles and not spot.alone}
+        if turn.run.method.policy.groups:
+            turn.run.present |= played
+        if not played:
             self.blind = True
         elif alone := sum(spot.alone for spot in self.spots):
             turn.run.note(

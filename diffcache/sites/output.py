@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffcache.policies import ForecastError, LatentChange, NoEvidence, PredictedChange
 from diffcache.runtime.names import Names
-from diffcache.runtime.rows import by_rows, merge, take
+from diffcache.runtime.rows import by_rows, merge, take, tensor_leaves
 from diffcache.runtime.turn import Turn
 
 from .base import Attachment, Site
@@ -30,7 +30,6 @@ class Output(Site):
 
     residual: bool = False
     provides = frozenset({NoEvidence, ForecastError, LatentChange, PredictedChange})
-    whole = True
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
         return OutputAttachment(denoiser, self.residual)
@@ -46,14 +45,16 @@ class OutputAttachment(Attachment):
         self._names = Names(plain_module(denoiser).forward)
 
     def run(self, turn: Turn) -> Any:
-        if not turn.can_forecast(self._signal):
+        if not turn.can_forecast(self._signal, 1 if "lone" in turn.lane.memory else turn.rows):
             turn.compute_all()
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)
-            if leaves := self._leaves(turn, output):
+            if leaves := self._leaves(turn, output) or self._lone(turn, output):
                 turn.remember(self._signal, self._shifted(turn, leaves, -1))
             return output
         forecast = self._shifted(turn, turn.forecast(self._signal), 1)
+        if "lone" in turn.lane.memory:
+            forecast = [value[0] for value in forecast]
         if turn.none:
             return self._fill(turn, forecast)
         index = turn.index()
@@ -79,6 +80,14 @@ class OutputAttachment(Attachment):
             torch.add(leaf, sample, alpha=sign) if leaf.shape == sample.shape else leaf
             for leaf in leaves
         ]
+
+    def _lone(self, turn: Turn, output: Any) -> list[Tensor]:
+        """The tensors `[1, ...]` of an output without a batch axis, if it is of one sample."""
+        leaves = tensor_leaves(output) if turn.run.samples == 1 else []
+        if leaves:
+            turn.lane.memory["lone"] = True
+            turn.lane.memory.setdefault("structure", Structure(output))
+        return [leaf[None] for leaf in leaves]
 
     def _leaves(self, turn: Turn, output: Any) -> list[Tensor]:
         """The tensors `[rows, ...]` of a full output, whose structure is kept for `_fill`.

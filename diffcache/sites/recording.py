@@ -155,9 +155,9 @@ class Recording:
         return output
 
     def _borders(self, order: list[nn.Module]) -> list[nn.Module]:
-        """The blocks where a head, or what is bypassed of a list, begins or ends."""
-        bypassed = order[self.head : len(order) - self.tail]
-        ends = [*order[: self.head][:1], *order[: self.head][-1:]]
+        """The blocks where a head, a tail, or what is bypassed of a list, begins or ends."""
+        bypassed, tail = order[self.head : len(order) - self.tail], order[-1:] if self.tail else []
+        ends = [*order[: self.head][:1], *order[: self.head][-1:], *tail]
         for index in range(len(self.lists)):
             chain = [block for block in bypassed if self._where[id(block)] == index]
             ends += [*chain[:1], *chain[-1:]]

@@ -34,7 +34,8 @@ class UNetBranch(Site):
     it was computed.
 
     Args:
-        depth: levels that are always computed whole, on the way down and up.
+        depth: levels that are always computed whole, on the way down and up; blocks on the way
+            down that have no counterpart on the way up are, too.
         inner: layers of the next level that are always computed: the last `inner` layers (resnet
             and attention) on the way up, with the first `inner - 1` on the way down, whose skips
             they take; the topmost takes what enters the level. More layers than the level has
@@ -64,7 +65,7 @@ class UNetBranch(Site):
             )
         unet = plain_module(denoiser)
         levels = len(unet.up_blocks)
-        if len(unet.down_blocks) != levels or self.depth >= levels:
+        if len(unet.down_blocks) < levels or self.depth >= levels:
             raise ValueError(
                 f"UNetBranch(depth={self.depth}) does not fit {name}, which has "
                 f"{len(unet.down_blocks)} levels on the way down and {levels} on the way up; "

@@ -30,6 +30,8 @@ def below(denoiser: nn.Module, depth: int, inner: int) -> Below:
     """
     unet = plain_module(denoiser)
     downs, ups = list(unet.down_blocks), list(unet.up_blocks)[::-1]
+    # Of a longer way down the first blocks stand above all levels.
+    downs = downs[len(downs) - len(ups) :]
     if inner and not _layered(downs[depth], ups[depth]):
         depth, inner = depth + 1, 0
     deep = [*downs[depth:], getattr(unet, "mid_block", None), *reversed(ups[depth:])]

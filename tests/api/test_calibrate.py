@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from peft import LoraConfig
 
 import diffcache
 from diffcache.policies import AccumulatedProbe, Statistics
@@ -34,18 +35,18 @@ def measure(pipe, method, steps=12):
     [("magcache", "threshold"), ("smoothcache", "alpha"), ("teacache", "threshold")],
 )
 def test_a_calibrated_method_skips(dit, generate, method, option):
-    plain = generate(dit)
+    plain = generate(dit, cfg=False)
     calibration = measure(dit, method)
-    assert torch.equal(generate(dit), plain)
+    assert torch.equal(generate(dit, cfg=False), plain)
     assert calibration.statistics.steps == 12
     assert calibration.setting["num_inference_steps"] == 12
     diffcache.wrap(dit, method, calibration=calibration, **{option: 5.0})
-    generate(dit)
+    generate(dit, cfg=False)
     report = diffcache.report(dit)
     assert report.compute_fraction < 0.8
     assert not any("calibration" in note for note in report.notes)
     diffcache.unwrap(dit)
-    assert torch.equal(generate(dit), plain)
+    assert torch.equal(generate(dit, cfg=False), plain)
 
 
 def test_ratios_are_those_of_the_residuals(dit):
@@ -118,26 +119,44 @@ def test_another_scheduler_is_refused(dit):
         diffcache.wrap(dit, "magcache", calibration=calibration)
 
 
-@pytest.mark.parametrize("change", ["weights", "steps"])
-def test_what_changes_later_is_a_note_and_caution(dit, generate, change):
-    diffcache.wrap(
-        dit, "magcache", calibration=measure(dit, "magcache"), threshold=9.0, max_skips=9
-    )
-    if change == "weights":
-        with torch.no_grad():
-            for parameter in dit.transformer.parameters():
-                parameter.mul_(1.01)
-    generate(dit, steps=10 if change == "steps" else 12)
+def change_weights(pipe):
+    with torch.no_grad():
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(1.01)
+
+
+def add_adapter(pipe):
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "late")
+
+
+CHANGES = {
+    "other weights": (change_weights, {}),
+    "adapters {'late': 4.0} in place of {}": (add_adapter, {}),
+    "10 steps in place of 12": (None, {"steps": 10}),
+    "guidance {'true_cfg_scale': 2.0, 'guidance_scale': 3.5} in place of": (None, {"cfg": True}),
+    "latents [64, 16] in place of [16, 16]": (None, {"size": 32}),
+}
+
+
+@pytest.mark.parametrize("words", CHANGES)
+def test_what_changes_later_is_a_note_and_caution(dit, generate, words):
+    calibration = measure(dit, "magcache")
+    diffcache.wrap(dit, "magcache", calibration=calibration, threshold=9.0, max_skips=9)
+    generate(dit, cfg=False)
+    assert "··" in diffcache.report(dit).timeline()
+    change, options = CHANGES[words]
+    if change is not None:
+        change(dit)
+    generate(dit, **{"cfg": False} | options)
     report = diffcache.report(dit)
-    words = "10 steps in place of 12" if change == "steps" else "other weights"
-    assert any(words in note for note in report.notes)
+    assert any(words in note for note in report.notes), report.notes
     assert "·" in report.timeline() and "··" not in report.timeline()
 
 
 def test_a_fingerprint_is_taken_in_under_a_second(dit):
     calibration = measure(dit, "magcache")
     began = time.perf_counter()
-    assert calibration.drift([dit.transformer], 12) == []
+    assert calibration.drift([dit.transformer], 12, {}) == []
     assert time.perf_counter() - began < 1
 
 

@@ -14,7 +14,10 @@ from diffcache.runtime import checking
 from diffcache.runtime.history import History
 from diffcache.runtime.promises import Promise
 from diffcache.runtime.rows import leaves
+from diffcache.sites import BlockStack, UNetBranch
 from diffcache.sites.helpers import helpers
+from diffcache.sites.recording import Recording
+from diffcache.sites.unet_branch import _BranchAttachment as BranchAttachment
 
 from .controls import ADAPTERS, NETS, STEPS, Controlled, builder
 
@@ -233,11 +236,51 @@ def test_methods_that_decide_from_evidence(build, left_running):
     assert torch.equal(left_running(controlled, num_inference_steps=12), found)
 
 
-@pytest.mark.parametrize("method", ["deepcache", "fora"])
-def test_other_sites_leave_helpers_running(method, build):
-    controlled = build("stable")
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("stable", "deepcache"), ("stable", "fora"), ("flux", "fbcache"), ("sd3", "fora")],
+)
+def test_other_sites_leave_helpers_running(name, method, build, left_running):
+    controlled = build(name)
     diffcache.wrap(controlled.pipe, method, mask=MASK)
-    with controlled.counted() as runs:
-        controlled.generate()
+    with controlled.counted() as runs, only_values(controlled.denoiser):
+        found = controlled.generate()
     assert runs == [STEPS]
     assert diffcache.report(controlled.pipe).compute_fraction < 1
+    assert torch.equal(left_running(controlled), found)
+
+
+def blind(attachment: Any, *_: Any) -> None:
+    """Settles that the parts cannot be bypassed."""
+    attachment.blind = True
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "settling"),
+    [("flux", BlockStack(), Recording), ("stable", UNetBranch(), BranchAttachment)],
+)
+def test_sites_that_fall_back_to_whole_outputs_stop_helpers(
+    name, site, settling, build, left_running, monkeypatch
+):
+    controlled = build(name)
+    monkeypatch.setattr(settling, "settle" if settling is Recording else "_settle", blind)
+    diffcache.wrap(controlled.pipe, "interval", site=site, mask=STEP_MASK)
+    with controlled.counted() as runs:
+        found = controlled.generate()
+    report = diffcache.report(controlled.pipe)
+    assert runs == [int(report.mask.any(1).sum())]
+    assert runs[0] < STEPS
+    assert torch.equal(left_running(controlled), found)
+
+
+@pytest.mark.parametrize(("name", "method"), [("stable", "deepcache"), ("flux", "fora")])
+def test_caches_that_outgrow_their_limit_stop_helpers(name, method, build, left_running):
+    controlled = build(name)
+    diffcache.wrap(controlled.pipe, method, mask=MASK, max_cache_bytes=9000)
+    with controlled.counted() as runs:
+        found = controlled.generate()
+    report = diffcache.report(controlled.pipe)
+    assert any("only whole outputs were kept" in note for note in report.notes)
+    assert runs == [int(report.mask.any(1).sum())]
+    assert runs[0] < STEPS
+    assert torch.equal(left_running(controlled), found)

@@ -11,7 +11,7 @@ LAYERS = [[0], [1], [3], [0, 3], [1, 3], [1, 2, 3]]
 METHODS = {
     "fbcache": {"threshold": 1e3},
     "dbcache": {"head": 1, "tail": 1, "threshold": 1e3, "protect": (1, 0)},
-    "speca": {"force": True},
+    "speca": {"force": True, "base": 1e6},
     "interval": {"every": 2, "protect": (1, 1)},
 }
 

@@ -8,15 +8,44 @@ import torch
 
 import diffcache
 from diffcache.methods import find, registry
+from diffcache.sites import Output
 
 STEPS = 12
 
 # A policy's numbers a sample and the shared masks of steps are no cache.
 SMALL = 4096
 
-# A method that needs a measurement keeps what the others of its site keep.
-METHODS = [name for name in registry() if not find(name).policy.measured_is_needed]
 OPTIONS = {"mask": {"mask": [True, True, *[False, True] * 5]}, "dbcache": {"head": 1}}
+
+# Methods whose fallback has something left to give up.
+INNER = [name for name in registry() if not isinstance(find(name).site, Output)]
+
+
+class Asked:
+    """Stands for a pipeline, and keeps what it is called with."""
+
+    def __init__(self, pipe: Any) -> None:
+        if hasattr(pipe, "unet"):
+            self.unet = pipe.unet
+        self.images = None
+
+    def __call__(self, **settings: Any) -> Any:
+        self.settings = settings
+        return self
+
+
+def put_on(pipe: Any, generate: Any, name: str, **options: Any) -> bool:
+    """Wraps the pipeline, calibrated where the method wants it; False where it does not apply."""
+    calibration = None
+    try:
+        if find(name).policy.measured is not None:
+            asked = Asked(pipe)
+            generate(asked, 2, steps=STEPS, size=64)
+            calibration = diffcache.calibrate(pipe, [asked.settings], name)
+        diffcache.wrap(pipe, name, calibration=calibration, **OPTIONS.get(name, {}), **options)
+    except ValueError:
+        return False  # The table of applicability holds who refuses whom.
+    return True
 
 
 def alive() -> int:
@@ -44,22 +73,39 @@ def alive_at_the_end(pipe: Any, generate: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", registry())
 def test_cache_bytes_are_those_of_the_tensors_alive(make, generate, name, kind):
     pipe = make(kind)
-    try:
-        diffcache.wrap(pipe, name, **OPTIONS.get(name, {}))
-    except ValueError:
-        return  # The table of applicability holds who refuses whom.
+    if not put_on(pipe, generate, name):
+        return
     generate(pipe, 2, steps=STEPS, size=64)
     diffcache.unwrap(pipe)
     plain = alive_at_the_end(pipe, generate)
-    diffcache.wrap(pipe, name, **OPTIONS.get(name, {}))
+    before = alive()
+    put_on(pipe, generate, name)
     held = alive_at_the_end(pipe, generate) - plain
-    assert diffcache.report(pipe).cache_bytes == pytest.approx(held, abs=SMALL)
-    after = alive()
-    diffcache.unwrap(pipe)
-    assert after - alive() <= SMALL
+    report = diffcache.report(pipe)
+    assert report.cache_bytes == pytest.approx(held, abs=SMALL)
+    assert report.cache_bytes > 0 or report.compute_fraction == 1
+    assert abs(alive() - before) <= SMALL
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("name", INNER)
+def test_every_site_goes_on_with_whole_outputs(make, generate, name, kind):
+    """Or with all computed, where whole outputs are no less."""
+    pipe = make(kind)
+    if not put_on(pipe, generate, name):
+        return
+    generate(pipe, 2, steps=STEPS, size=64)
+    limit = diffcache.report(pipe).cache_bytes * 4 // 5
+    if not limit:
+        return
+    put_on(pipe, generate, name, max_cache_bytes=limit)
+    assert generate(pipe, 2, steps=STEPS, size=64).isfinite().all()
+    report = diffcache.report(pipe)
+    assert any("only whole outputs were kept" in note for note in report.notes)
+    assert report.steps == STEPS
 
 
 @pytest.mark.parametrize(("name", "options"), [("fbcache", {"threshold": 0.4}), ("fora", {})])

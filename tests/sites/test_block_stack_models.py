@@ -128,6 +128,24 @@ def test_control_residuals_count_once(make, placeholders):
     assert diffcache.report(model).compute_fraction < 1
 
 
+@pytest.mark.parametrize("head", [0, 1])
+def test_control_hints_count_once(bench, placeholders, head):
+    """WanVACE has a list of blocks for its hints, which others add to what they give."""
+    denoisers, name = bench("denoisers"), "WanVACETransformer3DModel"
+    model, scheduler = denoisers.build(name), FlowMatchEulerDiscreteScheduler()
+    inputs = denoisers.caller(name, ROWS)(0.0)
+    other = inputs | {"control_hidden_states": -inputs["control_hidden_states"]}
+    plain = outputs(model, scheduler, inputs, still=True)[0]
+    without = outputs(model, scheduler, other, still=True)[0]
+    assert (without - plain).norm() > 0.01 * plain.norm()
+    placeholders(float("nan"))
+    mask = [[step in FULL, step < 2 or step % 2 == 0, True] for step in range(STEPS)]
+    diffcache.wrap(model, method(head, 0), scheduler=scheduler, mask=mask)
+    for found in outputs(model, scheduler, inputs, still=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    assert diffcache.report(model).mask.tolist() == mask
+
+
 @pytest.mark.parametrize("tail", [0, 1])
 def test_last_block_that_reads_an_early_one(bench, placeholders, tail):
     denoisers = bench("denoisers")

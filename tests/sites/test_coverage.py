@@ -1,12 +1,15 @@
 """The site checks of `bench/coverage.py` on some classes, and that the saved table holds."""
 
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import diffcache
 from diffcache.sites import guidance
 from diffcache.sites.block_stack import _BlockStackAttachment as BlockStackAttachment
 
@@ -70,6 +73,13 @@ def test_structures(verdicts, name, output, stack):
     assert found["guidance"] == "ok"
 
 
+def test_a_lone_sample_needs_no_batch_axis(verdicts):
+    """Cosmos 3 packs the tokens of a sample, and gives what it predicts without an axis of rows."""
+    found = {site: verdict.status for site, verdict in verdicts("Cosmos3OmniTransformer").items()}
+    assert found["output"] == found["block stack"] == found["block stack, no head"] == "ok"
+    assert found["modules"] == "in part"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_class_is_as_good_as_the_table_says(verdicts, bench, name):
@@ -112,3 +122,17 @@ def test_table_is_made_from_the_results(bench):
 
 def test_coverage_does_not_shrink(bench):
     assert bench("coverage_report").shrunk() == []
+
+
+def test_no_model_is_known_by_its_class(bench):
+    """Structure tells a model's parts; names are data of what was published, or of our own tiny."""
+    names = re.compile(rf"\b({'|'.join(bench('denoisers').classes())})\b")
+    package = Path(diffcache.__file__).parent
+    found = [
+        (path.name, line)
+        for path in package.rglob("*.py")
+        if path.parent.name != "tiny"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if names.search(line) and not line.strip().startswith('denoiser="')
+    ]
+    assert found == []

@@ -122,7 +122,9 @@ def test_a_report_counts_the_modules_that_a_denoiser_has(dit, generate):
     policy = ByRole({"self": Interval(2), "cross": Interval(6), "temporal": Interval(4)})
     diffcache.wrap(dit, "pab", policy=policy, protect=(0, 0))
     generate(dit, 1, STEPS)
-    assert diffcache.report(dit).compute_fraction == pytest.approx(0.5)
+    report = diffcache.report(dit)
+    assert report.compute_fraction == pytest.approx(0.5)
+    assert report.timeline() == "█·" * (STEPS // 2)
 
 
 def test_weights_that_change_start_the_warmup_afresh(dit, generate, decisions):
