@@ -71,7 +71,7 @@ class Run:
         self.verifies = method.policy.evidence is DraftError
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
-        self.lanes = Lanes(self.corrector.anchors)
+        self.lanes = Lanes(self.predictor.anchors)
         self.stages: dict[int, Stage] = {}
         self.stage_number = 0
         self.step_rows = 0
@@ -142,7 +142,7 @@ class Run:
 
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
-        self.lanes = Lanes(self.corrector.anchors)
+        self.lanes = Lanes(self.predictor.anchors)
         self.stages.clear()
         self._compute_all()
         self.rules = ["first"] * self.samples

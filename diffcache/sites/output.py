@@ -50,7 +50,7 @@ class OutputAttachment(Attachment):
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)
             if leaves := self._leaves(turn, output):
-                turn.remember("output", self._shifted(turn, leaves, -1))
+                turn.remember("output", self._shifted(turn, leaves, -1), corrected=True)
             return output
         forecast = self._shifted(turn, turn.forecast("output", corrected=True), 1)
         if turn.none:
@@ -62,7 +62,7 @@ class OutputAttachment(Attachment):
             for part, whole in zip(by_rows(computed, turn.listed), forecast, strict=True)
         ]
         whole = self._fill(turn, merged)
-        turn.remember("output", self._shifted(turn, merged, -1))
+        turn.remember("output", self._shifted(turn, merged, -1), corrected=True)
         return whole
 
     def _fill(self, turn: Turn, values: list[Tensor]) -> Any:

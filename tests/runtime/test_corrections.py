@@ -13,7 +13,9 @@ from diffusers import (
 
 import diffcache
 from diffcache import metrics, tiny
+from diffcache.predictors import Kriging
 from diffcache.runtime.timetable import Timetable
+from diffcache.sites import BlockStack, Output
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,14 @@ def test_multistep_samplers_are_not_corrected():
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     assert np.array_equal(pictures(pipe, corrects=True), pictures(pipe, corrects=False))
+
+
+def test_only_whole_outputs_keep_what_corrections_read(make, generate):
+    def kept(corrects, site):
+        predictor = Kriging(corrects=corrects)
+        pipe = diffcache.wrap(make("dit"), site=site, predictor=predictor, tolerance=0.0)
+        generate(pipe, 1, 12, cfg=False)
+        return diffcache.report(pipe).cache_bytes
+
+    assert kept(True, BlockStack()) == kept(False, BlockStack())
+    assert kept(True, Output()) > kept(False, Output())
