@@ -31,12 +31,15 @@ OVERHEAD = """\
 not skip, in the loop of `bench/test_overhead.py`; each part's own processor time, without that of
 the parts it calls. What a step costs more in all is in
 [benchmarks.md](benchmarks.md#what-a-cache-that-never-skips-costs). It is not the sum: clocks cost
-time too, and once our code has run, the model's own is no longer in the processor's caches. The
-torch calls that are needed copy the value and take two norms; diffusers, which costs less, compares
-one block's residual and measures no output.
+time too, others may use the machine (the shares suffer less), and once our code has run, the
+model's own is no longer in the processor's caches. Needed are the torch calls that copy the value
+and take two norms; diffusers, which costs less, compares one block's residual and measures no
+output. On the stack most goes to the blocks at the ends of the lists, of which the first and last
+tell what the list has added.
 
-Next to try: weights and growth of a timetable looked up once for all steps; the books of a step
-written at the end of a generation."""
+Next to try: on the stack, that difference kept without a copy of its own; on both, weights and
+growth of a timetable looked up once for all steps, the books of a step written at the end of a
+generation, and one vector of numbers in place of several small tensors in policy and guards."""
 
 
 def by_machine(heads: list[str], rows: list[Row], cells: Callable[[Row], list]) -> list[str]:
@@ -88,9 +91,16 @@ def costs(results: Results) -> list[str]:
     """Where the time of a call at tolerance 0 goes, and what to try next."""
     parts = ["## What a call at tolerance 0 costs", OVERHEAD]
     if rows := newest(results["overhead_parts"], "model", "part"):
-        heads = ["model", "part", "microseconds a step"]
-        cells = [[row["model"], row["part"], quantiles(row, "us", ".1f")] for row in rows]
-        parts += [where(rows[-1]) + ".", table(heads, cells)]
+        total: dict[str, float] = {}
+        for row in rows:
+            total[row["model"]] = total.get(row["model"], 0.0) + row["us_p50"]
+        heads = ["model", "part", "microseconds a step", "share"]
+
+        def cells(row: Row) -> list:
+            share = row["us_p50"] / total[row["model"]]
+            return [row["model"], row["part"], quantiles(row, "us", ".1f"), f"{share:.0%}"]
+
+        parts += by_machine(heads, rows, cells)
     return parts
 
 
