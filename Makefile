@@ -26,9 +26,9 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/pytest bench $(ARGS)
 
-# What needs a GPU, in at most ten minutes; what it measures is appended to bench/results.
+# What needs a GPU, in at most ten minutes; what it measures is appended to bench/results at once.
 bench-cuda: $(INSTALLED)
-	timeout 600 $(BIN)/pytest bench -m gpu $(ARGS)
+	$(BIN)/python bench/on_cuda.py $(ARGS)
 
 speed-report: $(INSTALLED)
 	$(BIN)/python bench/speed_report.py

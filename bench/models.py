@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,21 @@ class Model:
 
     Attributes:
         steps: scheduler steps of the call.
-        run: generates once and waits for the device.
+        generate: generates once with that many steps, and waits for the device.
     """
 
     name: str
     pipe: Any
     steps: int
-    run: Callable[[], Any]
+    generate: Callable[[int], Any]
+
+    def run(self) -> Any:
+        """Generates once, and waits for the device; returns latents."""
+        return self.generate(self.steps)
+
+    def of(self, steps: int) -> Model:
+        """The same with another number of steps."""
+        return replace(self, steps=steps)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -100,13 +108,17 @@ def build(
         mask = argument.endswith("attention_mask")
         call[argument] = torch.ones(shape, device=device) if mask else value.to(device, dtype)
 
-    def run() -> Any:
-        made = pipe(**call, output_type="latent", generator=torch.Generator().manual_seed(0))[0]
+    steps = call.pop("num_inference_steps")
+    call["output_type"] = "latent"
+
+    def generate(steps: int) -> Any:
+        seeded = torch.Generator().manual_seed(0)
+        made = pipe(**call, num_inference_steps=steps, generator=seeded)[0]
         if made.is_cuda:
             torch.cuda.synchronize()
         return made
 
-    return Model(name, pipe, call["num_inference_steps"], run)
+    return Model(name, pipe, steps, generate)
 
 
 def half(steps: int) -> list[bool]:

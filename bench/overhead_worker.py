@@ -39,6 +39,17 @@ def build(size: str) -> FluxTransformer2DModel:
     ).eval()
 
 
+def arguments() -> dict[str, torch.Tensor]:
+    """Of a call, but for the timestep."""
+    return {
+        "hidden_states": torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(1)),
+        "encoder_hidden_states": torch.randn(1, 24, 32),
+        "pooled_projections": torch.randn(1, 32),
+        "img_ids": torch.zeros(64, 3),
+        "txt_ids": torch.zeros(24, 3),
+    }
+
+
 def put_on(name: str, model: FluxTransformer2DModel, scheduler, steps: int) -> None:
     """Enables the library called `name` such that it measures everything and never skips.
 
@@ -107,13 +118,7 @@ def main() -> None:
     library, size = sys.argv[1:]
     steps = SIZES[size][-1]
     model, scheduler = build(size), FlowMatchEulerDiscreteScheduler()
-    call = {
-        "hidden_states": torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(1)),
-        "encoder_hidden_states": torch.randn(1, 24, 32),
-        "pooled_projections": torch.randn(1, 32),
-        "img_ids": torch.zeros(64, 3),
-        "txt_ids": torch.zeros(24, 3),
-    }
+    call = arguments()
     print("ready", flush=True)
     for _ in sys.stdin:
         # Without, with, with, without: a process that has just waited runs slower at first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import asked
 import oracle_report
 import pareto_plot
 from envelope import (
@@ -25,6 +26,7 @@ from envelope import (
     reached,
     true_enough,
 )
+from rows import read, where
 
 TRUTH_AT = 0.50
 SHOWN = ("unet-ddim-28", "unet-dpm-28", "unet-euler-28", "dit-flow-28")
@@ -157,14 +159,6 @@ def overhead_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def where(row: dict) -> str:
-    """The machine and the versions of a result."""
-    return (
-        f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}, diffusers "
-        f"{row['diffusers']}, {row['date']}"
-    )
-
-
 def _pareto(grouped: dict[str, Families]) -> list[str]:
     last = max((f[FULL][0] for f in grouped.values()), key=lambda row: row["date"])
     parts = [
@@ -214,12 +208,14 @@ def _overhead(path: Path) -> list[str]:
 
 
 def _batches(path: Path) -> list[str]:
-    latest = {row["site"]: row for row in map(json.loads, path.read_text().splitlines())}
+    rows = map(json.loads, path.read_text().splitlines())
+    latest = {(row["site"], row["gpu"]): row for row in rows}
     lines = [
         "| site | mixed call, ms | plain forward of the half, ms | speed (p20 / p50 / p80) |",
         "|---|---|---|---|",
     ]
-    for site, row in latest.items():
+    for (site, gpu), row in latest.items():
+        site = f"{site}, {gpu}" if gpu else site
         speed = " / ".join(f"{row[f'speed_p{q}']:.2f}" for q in (20, 50, 80))
         lines.append(f"| {site} | {row['mixed_ms']} | {row['gathered_ms']} | {speed} |")
     last = next(reversed(latest.values()))
@@ -241,6 +237,7 @@ def write(results: Path, folder: Path) -> None:
         "the versions. What is given where a share of the run, a PSNR or a number of rows is asked "
         "for is in [targets.md](targets.md); kernels, realised speed-up, waiting for the device "
         "and memory are in [speed.md](speed.md).",
+        asked.section(read(results)).rstrip(),
         *_pareto(grouped),
     ]
     if (oracle := results / "oracle.jsonl").exists():

@@ -43,3 +43,8 @@ def append(name: str, rows: list[dict[str, Any]]) -> Path:
         for row in rows:
             file.write(json.dumps({**row, **here}) + "\n")
     return path
+
+
+def said(error: Exception) -> str:
+    """The first line of what an error says, for a row of what could not be measured."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

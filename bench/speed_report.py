@@ -2,99 +2,76 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+import asked
+from rows import Results, Row, newest, quantiles, read, table, where
 
 RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parent.parent / "docs" / "speed.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 UNMEASURED = "**unmeasured**"
 
 ABOUT = """\
 Made by `make speed-report` (`python bench/speed_report.py`) from JSON lines under `bench/results/`,
-which carry the machine and the versions; never edited by hand. Fidelity per compute, and what a
-cache that never skips costs a call, are in [benchmarks.md](benchmarks.md), what is given where a
-share of the run or a PSNR is asked for in [targets.md](targets.md). Times are p20 / p50 / p80.
-`make bench` measures what this machine can, `make bench-cuda` what needs a GPU, in at most ten
-minutes."""
+which carry the machine and the versions; never edited by hand. What is asked, figure by figure,
+with what is unmeasured for want of a GPU, is in
+[benchmarks.md](benchmarks.md#speed-and-memory-what-must-hold), as is fidelity per compute; what is
+given where a share of the run or a PSNR is asked for is in [targets.md](targets.md). Times are
+p20 / p50 / p80.
 
-GPU_FIGURES: tuple[tuple[str, str, Callable[[dict[str, list[Row]]], bool]], ...] = (
-    (
-        "kernels at ≥ 256 MiB: ≥ 90 % of copy bandwidth",
-        "bench/test_kernels.py",
-        lambda results: bool(results["bandwidth"]),
-    ),
-    (
-        "kernels at latent sizes: one launch, ≥ 3× eager, not slower than torch.compile",
-        "bench/test_kernels.py",
-        lambda results: any(row["device"] == "cuda" for row in results["kernels"]),
-    ),
-    (
-        "realised speed-up at real size: ≥ 0.97 (output), ≥ 0.93 (block stack, UNet branch)",
-        "bench/test_speedup.py",
-        lambda results: any(row["gpu"] for row in results["speedup"]),
-    ),
-    (
-        "peak memory on the device",
-        "bench/test_memory.py",
-        lambda results: any(row["how"] == "cuda" for row in results["memory"]),
-    ),
-)
-"""What a GPU has to show: the figure, the file that measures it, and whether it was."""
+`make bench` measures what this machine can, `make bench-cuda` what needs a GPU. The latter is
+reckoned to take nine minutes on an H200, with the denoisers at 350 TFLOP/s (a generation of
+Flux.1-dev then takes 6 s, of Wan 2.1 1.3B 12 s), and is stopped after ten; what was measured by
+then is kept. Without a network, install from wheels and run `python bench/on_cuda.py`."""
+
+OVERHEAD = """\
+`python bench/overhead_parts.py`: what diffcache itself takes of a step that it measures and does
+not skip, in the loop of `bench/test_overhead.py`; each part's own processor time, without that of
+the parts it calls. What a step costs more in all is in
+[benchmarks.md](benchmarks.md#what-a-cache-that-never-skips-costs). It is not the sum: clocks cost
+time too, others may use the machine (the shares suffer less), and once our code has run, the
+model's own is no longer in the processor's caches. Needed are the torch calls that copy the value
+and take two norms; diffusers, which costs less, compares one block's residual and measures no
+output. On the stack most goes to the blocks at the ends of the lists, of which the first and last
+tell what the list has added.
+
+Next to try: on the stack, that difference kept without a copy of its own; on both, weights and
+growth of a timetable looked up once for all steps, the books of a step written at the end of a
+generation, and one vector of numbers in place of several small tensors in policy and guards."""
 
 
-def read(results: Path) -> dict[str, list[Row]]:
-    """The rows of every file of speed in `results`; none where a file is missing."""
-    names = ("kernels", "bandwidth", "speedup", "memory", "lagged")
-    paths = {name: results / f"{name}.jsonl" for name in names}
-    return {
-        name: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for name, path in paths.items()
-    }
-
-
-def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
-    """The last row of each combination of `keys`, in the order that these first appear in."""
-    return list({tuple(row.get(key) for key in keys): row for row in rows}.values())
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Markdown."""
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
-
-
-def quantiles(row: Row, name: str, form: str) -> str:
-    """`p20 / p50 / p80` of a figure; empty where the row lacks it."""
-    values = [row.get(f"{name}_p{q}") for q in (20, 50, 80)]
-    return "" if None in values else " / ".join(format(value, form) for value in values)
-
-
-def where(row: Row) -> str:
-    """The machine and the versions of a result."""
-    device = row["gpu"] or f"{row['cpu']}, {row['threads']} threads"
-    return f"{device}, torch {row['torch']}, diffusers {row['diffusers']}, {row['date']}"
-
-
-def unmeasured(results: dict[str, list[Row]]) -> str:
-    """What a GPU has to show, and whether it has."""
-    rows = [
-        [figure, f"`pytest {file} -m gpu`", "measured" if seen(results) else UNMEASURED]
-        for figure, file, seen in GPU_FIGURES
-    ]
-    waiting = "no host synchronisation under `torch.cuda.set_sync_debug_mode('error')`"
-    rows.append([waiting, "`pytest bench/test_sync.py`", "a test; run by `make bench-cuda` alone"])
-    return table(["figure", "command", "state"], rows)
+def by_machine(heads: list[str], rows: list[Row], cells: Callable[[Row], list]) -> list[str]:
+    """A table of `rows` for each machine that measured some, under its name."""
+    machines: dict[str | None, list[Row]] = {}
+    for row in rows:
+        machines.setdefault(row["gpu"], []).append(row)
+    parts = []
+    for each in machines.values():
+        parts += [where(each[-1]) + ".", table(heads, map(cells, each))]
+    return parts
 
 
 def speedup(rows: list[Row]) -> list[str]:
     found = newest(rows, "model", "site", "library", "gpu")
     done = [row for row in found if "refused" not in row]
     refused = [row for row in found if "refused" in row]
+    heads = ["model", "site", "library", "plain, s", "ideal, s", "seconds", "speed-up", "realised"]
+
+    def cells(row: Row) -> list:
+        return [
+            f"{row['model']} ({row['parameters'] / 1e6:.0f} M, {row['dtype']})",
+            row["site"],
+            row["library"],
+            format(row["plain_s_p50"], ".3f"),
+            format(row["ideal_s_p50"], ".3f"),
+            quantiles(row, "seconds", ".3f"),
+            quantiles(row, "speedup", ".2f"),
+            quantiles(row, "realised", ".3f"),
+            row.get("rounds", 3),
+        ]
+
     parts = [
         "## Realised speed-up",
         "`pytest bench/test_speedup.py`: full pipelines, random weights, every other step "
@@ -102,70 +79,57 @@ def speedup(rows: list[Row]) -> list[str]:
         "modules that a site bypasses give what they last gave, at once. Realised is the ideal's "
         "time over the library's, and a library that bypasses more than our site does may pass 1: "
         "MagCache also leaves out the first block. diffusers' FirstBlockCache is not here: nothing "
-        "but its threshold decides, and no threshold computes every other step.",
-    ]
-    if not done:
-        return [*parts, UNMEASURED]
-    heads = ["model", "site", "library", "plain, s", "ideal, s", "seconds", "speed-up", "realised"]
-    parts += [
-        where(done[-1]) + ".",
-        table(
-            heads,
-            [
-                [
-                    f"{row['model']} ({row['parameters'] / 1e6:.0f} M, {row['dtype']})",
-                    row["site"],
-                    row["library"],
-                    format(row["plain_s_p50"], ".3f"),
-                    format(row["ideal_s_p50"], ".3f"),
-                    quantiles(row, "seconds", ".3f"),
-                    quantiles(row, "speedup", ".2f"),
-                    quantiles(row, "realised", ".3f"),
-                ]
-                for row in done
-            ],
-        ),
+        "but its threshold decides, and no threshold computes every other step. Quantiles are over "
+        "rounds, in which all take turns: five on a CPU, two to seven on a GPU as time allows.",
+        *by_machine([*heads, "rounds"], done, cells),
     ]
     refusals = [f"- {r['library']} on {r['model']}: {r['refused']}" for r in refused]
     return parts + (["Refused:", "\n".join(refusals)] if refusals else [])
 
 
-def kernels(results: dict[str, list[Row]]) -> list[str]:
+def costs(results: Results) -> list[str]:
+    """Where the time of a call at tolerance 0 goes, and what to try next."""
+    parts = ["## What a call at tolerance 0 costs", OVERHEAD]
+    if rows := newest(results["overhead_parts"], "model", "part"):
+        total: dict[str, float] = {}
+        for row in rows:
+            total[row["model"]] = total.get(row["model"], 0.0) + row["us_p50"]
+        heads = ["model", "part", "microseconds a step", "share"]
+
+        def cells(row: Row) -> list:
+            share = row["us_p50"] / total[row["model"]]
+            return [row["model"], row["part"], quantiles(row, "us", ".1f"), f"{share:.0%}"]
+
+        parts += by_machine(heads, rows, cells)
+    return parts
+
+
+def kernels(results: Results) -> list[str]:
     found = newest(results["kernels"], "kernel", "latents", "device", "clock")
+    heads = ["kernel", "latents", "device", "clock", "ours", "eager", "compiled", "launches"]
+
+    def cells(row: Row) -> list:
+        columns = ("ours_us", "eager_us", "compiled_us")
+        named = [row["kernel"], row["latents"], row["device"], row["clock"]]
+        figures = [quantiles(row, column, ".1f") for column in columns]
+        return [*named, *figures, row.get("launches") or ""]
+
     parts = [
         "## Kernels",
         "`pytest bench/test_kernels.py`: bf16, microseconds a call. On the CPU the torch twins "
         "run, and nothing is asked of them but to be right. `wall` is a loop of calls, `device` "
-        "the same calls captured in a graph. The relative change of two tensors is "
+        "the same calls queued ahead of the device. The relative change of two tensors is "
         "`latent_difference` of two.",
+        *by_machine(heads, found, cells),
     ]
-    if found:
-        heads = ["kernel", "latents", "device", "clock", "ours", "eager", "compiled", "launches"]
-        columns = ("ours_us", "eager_us", "compiled_us")
-        parts += [
-            where(found[-1]) + ".",
-            table(
-                heads,
-                [
-                    [row["kernel"], row["latents"], row["device"], row["clock"]]
-                    + [quantiles(row, column, ".1f") for column in columns]
-                    + [row.get("launches", "")]
-                    for row in found
-                ],
-            ),
-        ]
     if large := newest(results["bandwidth"], "kernel"):
         heads = ["kernel", "MiB moved", "GB/s", "copy, GB/s"]
-        cells = [
-            [
-                row["kernel"],
-                row["mib"],
-                quantiles(row, "gb_s", ".0f"),
-                quantiles(row, "copy_gb_s", ".0f"),
-            ]
+        speeds = [
+            [row["kernel"], row["mib"]]
+            + [quantiles(row, name, ".0f") for name in ("gb_s", "copy_gb_s")]
             for row in large
         ]
-        parts.append(table(heads, cells))
+        parts.append(table(heads, speeds))
     return parts
 
 
@@ -179,7 +143,8 @@ def lagged(rows: list[Row]) -> list[str]:
         "of the device waits for the older one's evidence. Once in the life of a wrapped pipeline "
         "the first mixed step of a batch is computed twice and compared, which is one read; and a "
         "pipeline that makes a new timestep for each guidance branch (Flux with true guidance) has "
-        "one read in the first step of each generation, static masks and lagged evidence included. "
+        "one read in the first step of each generation, static masks and lagged evidence included; "
+        "a loop of one's own that makes a new timestep for each call has one a call. "
         "Conditioning that a pipeline rebuilds in each step is compared by value, a read a tensor.",
         "`python bench/lagged.py`: `adaptive` on the tiny trained pipelines, held-out prompts in "
         "one batch. PSNR against the full run, mean / 5th percentile.",
@@ -221,21 +186,26 @@ def memory(rows: list[Row]) -> list[str]:
     return parts + (["Not measured:", "\n".join(refusals)] if refusals else [])
 
 
-def write(results: Path, document: Path) -> None:
-    """Writes the document from the files in `results`."""
-    found = read(results)
+def document(results: Results) -> str:
+    """The text of `docs/speed.md`."""
     parts = [
         "# Speed and memory",
         ABOUT,
-        "## What needs a GPU",
-        unmeasured(found),
-        *speedup(found["speedup"]),
-        *kernels(found),
-        *lagged(found["lagged"]),
-        *memory(found["memory"]),
+        *speedup(results["speedup"]),
+        *costs(results),
+        *kernels(results),
+        *lagged(results["lagged"]),
+        *memory(results["memory"]),
     ]
-    document.write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, docs: Path) -> None:
+    """Writes `speed.md`, and what is asked of speed in `benchmarks.md`, from files in `folder`."""
+    results = read(folder)
+    (docs / "speed.md").write_text(document(results))
+    asked.put_into(docs / "benchmarks.md", results)
 
 
 if __name__ == "__main__":
-    write(RESULTS, DOCUMENT)
+    write(RESULTS, DOCS)

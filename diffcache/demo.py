@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,16 @@ from .plots import draw, new_figure, panel
 
 CALLS: dict[str, dict[str, Any]] = {"unet": {"guidance_scale": 3.0}, "dit": {}}
 """What each tiny pipeline is called with."""
+
+
+def _quietly(make: Callable[[str], Any], kind: str) -> Any:
+    """`make(kind)`, without what libraries that diffusers looks for log as they are imported."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return make(kind)
+    finally:
+        logging.disable(before)
 
 
 def demo(
@@ -39,7 +51,9 @@ def demo(
     panels = []
     for kind, call in CALLS.items():
         captions = list(islice(cycle(tiny.prompts), prompts))
-        found = compare(tiny.pipeline(kind), captions, [method], num_inference_steps=steps, **call)
+        found = compare(
+            _quietly(tiny.pipeline, kind), captions, [method], num_inference_steps=steps, **call
+        )
         print(f"\n{found}\n", flush=True)
         (row,) = found.methods
         panels.append(panel(found, row, list(range(prompts))))

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from .methods import Method
 from .policies import Mask
 from .requesting import requests
 from .runtime.guards import Guards
+from .runtime.report import Report
 from .sites.discovery import denoisers
 from .wrapping import PipelineWrapping, wrappings
 
@@ -29,7 +31,8 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
         pipe: a wrapped pipeline.
         shapes: arguments of calls to come, one dict a shape, as in
             `[{"prompt": ["a cat"] * 8, "height": 512, "width": 512}]`. Steps are as few as will do,
-            whatever `num_inference_steps` says. A `generator` is drawn from.
+            whatever `num_inference_steps` says; methods that decide by role take all of them. A
+            `generator` is drawn from.
 
     Raises:
         ValueError: `pipe` is no wrapped pipeline.
@@ -53,6 +56,10 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _warm(pipe: Any, wrapping: PipelineWrapping, arguments: Mapping[str, Any]) -> None:
+    if wrapping.method.policy.groups:
+        # Which groups are skipped together, each of which is a graph, depends on the timetable.
+        _generate(pipe, wrapping, wrapping.method, arguments)
+        return
     # Every branch computes once before it may skip, and the first generation tells the batch size.
     played = _play(pipe, wrapping, arguments, [(True,), (False,)])
     # A generation that gave up skips nothing later either.
@@ -77,9 +84,17 @@ def _play(
 ) -> list[list[bool]]:
     """Generates by `mask`; returns the mask that was played."""
     method = wrapping.method.configured(policy=Mask(mask), guards=Guards.none())
-    wrappings[pipe] = playing = PipelineWrapping(method)
-    playing.checked = wrapping.checked
     # Image to image leaves out the first steps.
     steps = ceil(len(mask) / (arguments.get("strength") or 1))
-    pipe(**{**arguments, "num_inference_steps": steps})
-    return playing.report.mask.tolist()
+    few = {**arguments, "num_inference_steps": steps}
+    return _generate(pipe, wrapping, method, few).mask.tolist()
+
+
+def _generate(
+    pipe: Any, wrapping: PipelineWrapping, method: Method, arguments: Mapping[str, Any]
+) -> Report:
+    """Generates with `method` in place of the wrapped one."""
+    wrappings[pipe] = playing = PipelineWrapping(method)
+    playing.checked = wrapping.checked
+    pipe(**arguments)
+    return playing.report

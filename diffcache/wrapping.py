@@ -68,10 +68,10 @@ def _attach(
         if (other := foreign_cache(module)) is not None:
             generation.report.note(f"computed in full: another cache is active: {other}")
             continue
-        attachment = method.site.attach(module, generation.handlers)
-        stack.callback(attachment.detach)
         gate.open_gate(module)
         stack.callback(gate.close_gate, module)
+        attachment = method.site.attach(module, generation.handlers)
+        stack.callback(attachment.detach)
         serve = _handler(generation, attachment, module)
         if draft is not None:
             serve = draft.keeping(name, generation.report, serve)

@@ -1,8 +1,9 @@
 """Pipelines with random weights, small enough to run a whole generation in a moment."""
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -135,6 +136,20 @@ def bench() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="module")
+def of() -> Iterator[Callable[[str], ModuleType]]:
+    """A module of the folder `bench` by name, where it finds its neighbours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def denoiser_of() -> Callable[[Any], torch.nn.Module]:
+    """The UNet or transformer of a pipeline."""
+    return lambda pipe: pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,8 @@
 """The benches of fidelity: that what they run is valid, and what they make of results."""
 
-import importlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,14 +12,6 @@ from diffcache.methods import find
 
 BENCH = Path(__file__).parents[1] / "bench"
 PAIRS = json.loads((BENCH / "tiny" / "prompts.json").read_text())["prompts"][:2]
-
-
-@pytest.fixture(scope="module")
-def of() -> Iterator[Callable[[str], ModuleType]]:
-    """A module of the folder `bench` by name, where it finds its neighbours."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        yield importlib.import_module
 
 
 def test_every_method_of_the_catalogue_is_measured_and_every_setting_is_valid(of):

@@ -1,5 +1,6 @@
 """The command line and the demo on the tiny pipelines."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 
 import diffcache
 from diffcache.__main__ import main
-from diffcache.demo import demo
+from diffcache.demo import _quietly, demo
 from diffcache.plots import COMPUTED, SKIPPED
 
 
@@ -35,6 +36,17 @@ def test_demo_prints_tables_and_draws_both_pipelines(
         for colour in (COMPUTED, SKIPPED):
             assert tuple(bytes.fromhex(colour[1:])) in colours
         assert len(colours) > 100
+
+
+def test_libraries_that_diffusers_looks_for_are_imported_quietly(caplog) -> None:
+    def build(kind: str) -> str:
+        logging.getLogger("torchao").warning("Failed to load")
+        return kind
+
+    assert _quietly(build, "dit") == "dit"
+    assert not caplog.records
+    logging.getLogger("torchao").warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
 
 
 def test_demo_without_matplotlib_fails_before_it_works(

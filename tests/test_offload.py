@@ -14,7 +14,7 @@ from diffusers.hooks import group_offloading
 from diffusers.hooks.group_offloading import GroupOffloadingConfig, ModuleGroup
 
 import diffcache
-from diffcache.sites.discovery import block_lists
+from diffcache.sites.discovery import block_lists, denoisers
 from diffcache.sites.modules import modules_of
 from diffcache.sites.unet_levels import below
 
@@ -119,7 +119,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
 
 
 def offload_groups(pipe: Any, level: str, blocks: int = 1, streams: bool = False) -> None:
-    module = denoiser_of(pipe)
+    (module,) = denoisers(pipe).values()
     config = GroupOffloadingConfig(
         onload_device=CPU,
         offload_device=CPU,
@@ -137,7 +137,9 @@ def offload_groups(pipe: Any, level: str, blocks: int = 1, streams: bool = False
 OFFLOADS = {
     "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
     # What enable_sequential_cpu_offload does to each component, on accelerators only.
-    "sequential": lambda pipe: [cpu_offload(part, CPU) for part in (pipe.vae, denoiser_of(pipe))],
+    "sequential": lambda pipe: [
+        cpu_offload(part, CPU) for part in (pipe.vae, *denoisers(pipe).values())
+    ],
     "blocks": lambda pipe: offload_groups(pipe, "block_level"),
     "pairs of blocks": lambda pipe: offload_groups(pipe, "block_level", 2),
     "leaves": lambda pipe: offload_groups(pipe, "leaf_level"),
@@ -165,10 +167,6 @@ SITES = {
 }
 
 
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 CASES = [
     (site, offload, first)
     for site in SITES
@@ -192,7 +190,7 @@ def test_a_skip_moves_nothing_that_it_bypasses(make, generate, moves, site, offl
     diffcache.wrap(pipe, method, mask=MASK, **options)
     if first == "wrap":
         OFFLOADS[offload](pipe)
-    parts = bypassed(denoiser_of(pipe))
+    parts = bypassed(*denoisers(pipe).values())
     moves.steps[:] = [[]]
     found = generate(pipe, **call, callback_on_step_end=moves.step)
     assert torch.equal(found, expected)

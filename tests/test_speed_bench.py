@@ -1,28 +1,18 @@
 """The benches of speed: that they can be run, and what is made of their results."""
 
-import importlib
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 import diffcache
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCHES = ["test_kernels", "test_speedup", "test_memory", "test_sync", "test_batches"]
 
 
-@pytest.fixture(scope="module")
-def of() -> Iterator[Callable[[str], ModuleType]]:
-    """A module of the folder `bench` by name, where it finds its neighbours."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        yield importlib.import_module
-
-
-@pytest.mark.parametrize("name", ["test_kernels", "test_speedup", "test_memory", "test_sync"])
+@pytest.mark.parametrize("name", BENCHES)
 def test_the_benches_can_be_imported(of, name):
     assert [test for test in vars(of(name)) if test.startswith("test_")]
 
@@ -80,50 +70,80 @@ def test_published_sizes_are_as_published(of):
     assert 1.4e9 < sizes["wan-2.1-1.3b"] < 1.45e9
 
 
-HERE = {
-    "cpu": "x",
-    "gpu": None,
-    "threads": 1,
-    "torch": "2",
-    "diffusers": "0",
-    "date": "2026-11-21",
-}
+def test_a_bench_that_hangs_or_fails_stops_no_other(of, monkeypatch):
+    on_cuda = of("on_cuda")
+    monkeypatch.setattr(on_cuda, "GRACE", 0.2)
+    python = [sys.executable, "-S", "-c"]
+    hanging = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    commands = {
+        "fails": ([*python, "raise SystemExit(1)"], 30.0),
+        "hangs": ([*python, hanging], 1.0),
+        "works": ([*python, "pass"], 30.0),
+        "waits": ([*python, "import time; time.sleep(60)"], 30.0),
+        "late": ([*python, "pass"], 30.0),
+    }
+    assert on_cuda.run(commands, 4.0) == {
+        "fails": "failed",
+        "hangs": "interrupted",
+        "works": "done",
+        "waits": "interrupted",
+        "late": "no time left",
+    }
 
 
-def _quantiles(*names):
-    return {f"{name}_p{q}": 1.25 for name in names for q in (20, 50, 80)}
+class Broken(Exception):
+    pass
 
 
-def _lines(path, rows):
-    path.write_text("\n".join(json.dumps(row | HERE) for row in rows))
+def test_whole_rounds_are_kept_and_a_rival_that_fails_is_left_out(of, tmp_path, monkeypatch):
+    bench, models, record = of("test_speedup"), of("models"), of("record")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    model = models.build("flux-1-dev", small=True, num_inference_steps=6)
+    calls = []
+
+    @contextmanager
+    def fails(model):
+        raise Broken("no such blocks")
+        yield
+
+    @contextmanager
+    def breaks_in_the_second_round(model):
+        calls.append(model.steps)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        yield
+
+    rivals = {"one": ("output", fails), "two": ("output", breaks_in_the_second_round)}
+    monkeypatch.setattr(bench, "RIVALS", rivals)
+    with pytest.raises(KeyboardInterrupt):
+        bench.compare(model, ["output"], (2, 7))
+    assert calls == [bench.SHORT, 6, 6]
+    rows = [json.loads(line) for line in (tmp_path / "speedup.jsonl").read_text().splitlines()]
+    found = {row["library"]: row for row in rows}
+    assert found.keys() == {"one", "two", "diffcache"}
+    assert found["one"]["refused"] == "Broken: no such blocks"
+    assert found["diffcache"]["rounds"] == found["two"]["rounds"] == 1
 
 
-def test_the_report_says_what_is_unmeasured(of, tmp_path):
-    report, document = of("speed_report"), tmp_path / "speed.md"
-    report.write(tmp_path, document)
-    text = document.read_text()
-    assert text.count("| **unmeasured** |") == 4
-    latest = {"model": "m", "site": "output", "library": "diffcache", "parameters": 1e8}
-    latest |= {"dtype": "float32", **_quantiles("plain_s", "ideal_s", "seconds", "speedup")}
-    refused = {"model": "m", "site": "output", "library": "peer", "refused": "TypeError: no"}
-    runs = [latest | _quantiles("realised"), latest | {f"realised_p{q}": 0.5 for q in (20, 50, 80)}]
-    _lines(tmp_path / "speedup.jsonl", [*runs, refused])
-    kept = {"model": "m", "method": "adaptive", "how": "cuda", "cache_mib": 3.0, "peak_mib": 4.0}
-    idle = {"model": "m", "method": "fastercache", "how": "meta", "cache_mib": 0.0}
-    peer = {"model": "m", "method": "peer", "how": "cuda", "peak_mib": 5.0}
-    _lines(tmp_path / "memory.jsonl", [kept, idle, peer])
-    found = {"cell": "c", "tolerance": 0.1, "lagged": True, "compute": 0.4, "host_reads": 0}
-    _lines(tmp_path / "lagged.jsonl", [found | {"psnr": 50.0, "psnr_p5": 40.0}])
-    kernel = {"kernel": "combine", "latents": "flux", "device": "cpu", "clock": "wall"}
-    _lines(tmp_path / "kernels.jsonl", [kernel | _quantiles("ours_us", "eager_us")])
-    report.write(tmp_path, document)
-    text = document.read_text()
-    assert text.count("| **unmeasured** |") == 3
-    assert "| m (100 M, float32) | output | diffcache | 1.250 | 1.250 |" in text
-    assert "| 0.500 / 0.500 / 0.500 |" in text
-    assert "- peer on m: TypeError: no" in text
-    assert "| m | adaptive | cuda | 3.0 | 4.0 |" in text
-    assert "| m | fastercache | meta | nothing |  |" in text
-    assert "| m | peer | cuda |  | 5.0 |" in text
-    assert "| c | 0.1 | lagged | 0.400 | 50.0 / 40.0 | 0 |" in text
-    assert "| combine | flux | cpu | wall | 1.2 / 1.2 / 1.2 |" in text
+def test_rounds_fill_the_time_that_there_is(of, tmp_path, monkeypatch):
+    bench, models = of("test_speedup"), of("models")
+    model = models.build("flux-1-dev", small=True, num_inference_steps=6)
+    variants = {("", "plain"): lambda model: nullcontext()}
+    for seconds, rounds in ((0.0, 2), (1e9, 3)):
+        race = bench.Race(model, variants)
+        race.run(2, 3, seconds)
+        assert len(race.seconds["", "plain"]) == rounds
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "sd-3.5-medium", "sd-1.5"])
+def test_real_sizes_are_raced_and_weighed_as_small_ones_in_bf16(of, name, tmp_path, monkeypatch):
+    """But for cache-dit, which patches classes, what a GPU does once, on the CPU."""
+    speed, models = of("test_speedup"), of("models")
+    monkeypatch.setattr(of("record"), "RESULTS", tmp_path)
+    rivals = {n: rival for n, rival in speed.RIVALS.items() if "cache-dit" not in n}
+    monkeypatch.setattr(speed, "RIVALS", rivals)
+    model = models.build(name, "cpu", torch.bfloat16, small=True, num_inference_steps=4)
+    assert model.run().isfinite().all()
+    site = "UNet branch" if name == "sd-1.5" else "block stack"
+    realised = speed.compare(model, ["output", site], (1, 1))
+    assert realised.keys() == {"output", site}

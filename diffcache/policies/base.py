@@ -190,6 +190,17 @@ class Policy(ABC):
         raise ValueError(f"{type(self).__name__} takes no calibration; leave out calibration=")
 
 
+def labelled(label: str, state: State) -> State:
+    """The state of one of several policies, for the state of what asks them all."""
+    return {f"{label}.{name}": value for name, value in state.items()}
+
+
+def part_of(state: State, label: str) -> State:
+    """Takes back `labelled`."""
+    prefix = f"{label}."
+    return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
+
+
 def compute_all(samples: int) -> Tensor:
     """The mask that skips nothing."""
     return torch.ones(samples, dtype=torch.bool)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step
+from .base import NoEvidence, Policy, State, Step, labelled, part_of
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,15 @@ class ByRole(Policy):
         return tuple(role for role, _ in self.policies)
 
     def init(self, samples: int) -> State:
-        return {
-            f"{role}.{name}": value
-            for role, policy in self.policies
-            for name, value in policy.init(samples).items()
-        }
+        state: State = {}
+        for role, policy in self.policies:
+            state |= labelled(role, policy.init(samples))
+        return state
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
         masks, after = [], {}
         for role, policy in self.policies:
-            prefix = f"{role}."
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            mask, own = policy.decide(step, evidence, own)
+            mask, own = policy.decide(step, evidence, part_of(state, role))
             masks.append(mask)
-            after |= {f"{prefix}{name}": value for name, value in own.items()}
+            after |= labelled(role, own)
         return torch.stack(masks, 1), after

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step, all_or_none, check_number
+from .base import (
+    NoEvidence,
+    Policy,
+    State,
+    Step,
+    all_or_none,
+    check_number,
+    labelled,
+    part_of,
+)
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,49 @@ class Gated(Policy):
 
     Args:
         gate: the first step of the second phase.
-        before: the first phase's policy, which reads no evidence and keeps no state.
+        before: the first phase's policy, which reads no evidence.
         after: the second phase's, likewise.
+
+    Raises:
+        ValueError: a phase's policy reads evidence.
     """
 
     gate: int
     before: Policy
     after: Policy
 
+    def __post_init__(self) -> None:
+        for phase in (self.before, self.after):
+            if not isinstance(phase, Policy) or phase.evidence is not NoEvidence:
+                raise ValueError(
+                    f"Gated: {phase!r} is no policy that decides from the step alone; "
+                    f"try Gated({self.gate}, Interval(2), Interval(5))"
+                )
+
+    def init(self, samples: int) -> State:
+        # Whether the last decision was the second phase's, for what is asked without a step.
+        state: State = {"late": torch.zeros(samples, dtype=torch.bool)}
+        for name, phase in map(self._phase, (False, True)):
+            state |= labelled(name, phase.init(samples))
+        return state
+
+    def _phase(self, late: bool) -> tuple[str, Policy]:
+        return ("after", self.after) if late else ("before", self.before)
+
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
-        phase = self.before if step.index < self.gate else self.after
-        return phase.decide(step, evidence, state)
+        late = step.index >= self.gate
+        name, phase = self._phase(late)
+        mask, own = phase.decide(step, evidence, part_of(state, name))
+        return mask, {**state, **labelled(name, own), "late": torch.full_like(mask, late)}
+
+    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+        name, phase = self._phase(step.index >= self.gate)
+        own = phase.observe(step, error, computed, part_of(state, name))
+        return {**state, **labelled(name, own)}
+
+    def fill(self, mask: Tensor, state: State) -> Tensor:
+        name, phase = self._phase(bool(state["late"].any()))
+        return phase.fill(mask, part_of(state, name))
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
         phases = self.before.row_counts(samples), self.after.row_counts(samples)

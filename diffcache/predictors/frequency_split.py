@@ -69,7 +69,7 @@ class FrequencySplit(Predictor):
         newest = values[0]
         if newest.ndim < 4:
             return newest.clone()
-        low, high = torch.tensor(weights, device=newest.device, dtype=torch.float32).unbind(1)
+        low, high = sent(torch.tensor(weights, dtype=torch.float32), newest.device).unbind(1)
         shape = (-1, *[1] * (newest.ndim - 1))
         inside = sent(_low(*newest.shape[-2:]), newest.device)
         gain = torch.where(inside, low.reshape(shape), high.reshape(shape))

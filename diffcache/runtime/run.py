@@ -95,12 +95,11 @@ class Run:
 
     def _begin(self) -> None:
         """Keeps nothing yet."""
-        course, anchors = self.timetable.course, self.predictor.anchors
+        course = self.timetable.course
         self.corrections: Corrections | None = None
         if course is not None and self.predictor.corrects:
             self.corrections = Corrections(self.predictor, course)
-            anchors += 1
-        self.lanes = Lanes(anchors)
+        self.lanes = Lanes(self.predictor.anchors)
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""

@@ -30,6 +30,7 @@ class Turn:
             decides by group of modules, True = every group computes.
         groups: the mask of each group, where the policy decides by group.
         parts: the masks that modules were given, where the policy decides by group.
+        asked: whether a probe was measured in the call.
         proven: whether the denoiser is known to take gathered rows of such a call.
         in_model: whether the denoiser's own code is running, with nothing of it replaced: what it
             raises then it would raise in a plain pipeline too.
@@ -49,7 +50,7 @@ class Turn:
         self.args, self.kwargs = args, kwargs
         self._invoke = invoke
         self.ran = False
-        self.proven = self.in_model = False
+        self.proven = self.in_model = self.asked = False
         self.mask: list[bool] | None = None
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
@@ -72,8 +73,12 @@ class Turn:
         """
         samples = self.run.samples
         memory = self.lane.memory
-        reader = memory.setdefault("reader", Reader(self.run.method.lagged))
+        reader = memory.setdefault("reader", Reader(self.lagged))
         found = reader.read(torch.stack([change, reference]))
+        self.asked = True
+        if self.mask is not None:
+            # A guard has decided; the next step reads this one's probe and no older one.
+            return
         if found is None:
             return self.compute_all()
         totals = found.double().reshape(2, -1, samples).sum(1)
@@ -83,6 +88,11 @@ class Turn:
         # Branches see different changes, so that each has a policy's memory of its own.
         mask, memory["policy"] = self.run.ask(totals[0] / totals[1], memory.get("policy"))
         self._settle(mask)
+
+    @property
+    def lagged(self) -> bool:
+        """Whether policies read what was measured a step before the newest."""
+        return self.run.method.lagged
 
     @property
     def sample_mask(self) -> list[bool]:
@@ -180,17 +190,20 @@ class Turn:
         values: Sequence[Tensor],
         mask: list[bool] | None = None,
         group: str | None = None,
+        corrected: bool = False,
     ) -> None:
         """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`.
 
-        A calibration averages over the keys of a `group`.
+        A calibration averages over the keys of a `group`. Of what is `corrected`, as many are kept
+        as corrections read.
         """
         run, lane = self.run, self.lane
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
         if run.method.policy.evidence is ModuleChange:
             lane.measure(key, values, rows)
-        lane.history(key).append(values, run.time, run.index, rows)
+        capacity = run.predictor.anchors + (corrected and run.corrections is not None)
+        lane.history(key, capacity).append(values, run.time, run.index, rows)
         self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:

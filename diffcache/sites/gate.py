@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from threading import RLock
 from typing import Any
 
@@ -38,6 +39,7 @@ class _Gate:
         self.previous = module.__dict__.get(attribute)
         plain = module._call_impl if attribute == _PRIVATE else module.forward
         self.plain: Callable = self.previous or plain
+        self.turnstile: AbstractContextManager | None = None
         # Whoever inspects the signature of `forward` sees the denoiser's own.
         self.__wrapped__ = self.plain
 
@@ -84,6 +86,27 @@ def open_gate(module: nn.Module, resident: Resident | None = None) -> None:
             module.__dict__[attribute] = gate
         gate.uses += 1
         gate.resident = resident or gate.resident
+
+
+def queue(module: nn.Module) -> AbstractContextManager:
+    """Lets one thread at a time into a gated `module`, until its gate is closed for good.
+
+    Returns what a thread enters to have it for itself.
+    """
+    with _lock:
+        gate = module.__dict__[_attribute()]
+        if gate.turnstile is None:
+            gate.turnstile = RLock()
+            gate.plain = _one_by_one(gate.plain, gate.turnstile)
+        return gate.turnstile
+
+
+def _one_by_one(plain: Callable, turnstile: AbstractContextManager) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with turnstile:
+            return plain(*args, **kwargs)
+
+    return call
 
 
 def close_gate(module: nn.Module) -> None:

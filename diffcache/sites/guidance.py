@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffcache.kernels.transfer import sent
 from diffcache.policies import NoEvidence
+from diffcache.runtime.reading import on_host
 from diffcache.runtime.rows import as_index, by_rows, merge, take
 from diffcache.runtime.turn import Turn
 
@@ -126,7 +127,7 @@ def conditional_half(first: Tensor, second: Tensor, guided: Tensor) -> int | Non
         first, second = (half[:, : guided.shape[1]] for half in (first, second))
     if first.shape != guided.shape:
         return None
-    base, other, mix = (x.flatten(1).cpu().double() for x in (first, second, guided))
+    base, other, mix = on_host(torch.stack([first, second, guided])).flatten(2).double()
     columns = torch.stack([base, other - base, mix], 1)
     products = columns @ columns.mT
     gram, right = products[:, :2, :2], products[:, :2, 2]

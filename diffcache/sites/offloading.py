@@ -34,9 +34,10 @@ class Offloading:
 
     def restore(self) -> None:
         """Ends a call of the denoiser: groups are led as they were before it."""
-        for group, leader in self._leaderless:
+        # The last one first: a group that lost its leader twice had the first one.
+        while self._leaderless:
+            group, leader = self._leaderless.pop()
             group.onload_leader = leader
-        self._leaderless.clear()
 
 
 def _hooked(module: nn.Module) -> list[tuple[nn.Module, Any]]:

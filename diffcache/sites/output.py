@@ -50,7 +50,7 @@ class OutputAttachment(Attachment):
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)
             if leaves := self._leaves(turn, output) or self._lone(turn, output):
-                turn.remember(self._signal, self._shifted(turn, leaves, -1))
+                self._remember(turn, leaves)
             return output
         forecast = self._shifted(turn, turn.forecast(self._signal), 1)
         if "lone" in turn.lane.memory:
@@ -64,8 +64,12 @@ class OutputAttachment(Attachment):
             for part, whole in zip(by_rows(computed, turn.listed), forecast, strict=True)
         ]
         whole = self._fill(turn, merged)
-        turn.remember(self._signal, self._shifted(turn, merged, -1))
+        self._remember(turn, merged)
         return whole
+
+    def _remember(self, turn: Turn, leaves: list[Tensor]) -> None:
+        leaves = self._shifted(turn, leaves, -1)
+        turn.remember(self._signal, leaves, corrected=not self.residual)
 
     def _fill(self, turn: Turn, values: list[Tensor]) -> Any:
         leaves = [row for value in values for row in value] if turn.listed else values

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
@@ -15,7 +15,7 @@ from diffcache.runtime.rows import map_leaves
 from diffcache.runtime.turn import Turn
 
 from .discovery import plain_module
-from .gate import close_gate, is_compiled, open_gate
+from .gate import close_gate, is_compiled, open_gate, queue
 
 
 class Port:
@@ -61,6 +61,8 @@ def _cloned(leaf: Any) -> Any:
 
 
 def _forward_through(port: Port, plain: Callable) -> Callable:
+    # Other generations find their names by a module's signature meanwhile.
+    @wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if port.open:
             return port.handler(partial(plain, self), args, kwargs)
@@ -76,38 +78,46 @@ def _forward_through(port: Port, plain: Callable) -> Callable:
 
 
 class Ports:
-    """The ports of one denoiser, for the length of one generation.
+    """The ports of one denoiser, which its modules have while one of our calls runs.
 
     A graph is made for all rows of a batch and for one pattern of modules, so samples are computed
-    together or not at all.
+    together or not at all. Calls from other threads wait for ours, by `turnstile`: they would meet
+    what is set for it.
     """
 
-    def __init__(self, ports: Sequence[Port]) -> None:
+    def __init__(self, ports: Sequence[Port], turnstile: AbstractContextManager) -> None:
         self.all = ports
+        self._turnstile = turnstile
         self._forwards = [
             MethodType(_forward_through(port, type(port.module).forward), port.module)
             for port in ports
         ]
-        for forward in self._forwards:
-            forward.__self__.__dict__["forward"] = forward
 
-    def close(self) -> None:
-        """Leaves the modules as they were found."""
-        for forward in self._forwards:
-            # Somebody who hooked the module meanwhile has replaced it; theirs stays.
-            if forward.__self__.__dict__.get("forward") is forward:
-                del forward.__self__.__dict__["forward"]
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """The modules have their ports, and then are as they were found."""
+        with self._turnstile:
+            if any("forward" in vars(port.module) for port in self.all):
+                raise RuntimeError("a module of a compiled region was hooked during the generation")
+            for forward in self._forwards:
+                forward.__self__.__dict__["forward"] = forward
+            try:
+                yield
+            finally:
+                self.clear()
+                for forward in self._forwards:
+                    # Somebody who hooked the module meanwhile has replaced it; theirs stays.
+                    if forward.__self__.__dict__.get("forward") is forward:
+                        del forward.__self__.__dict__["forward"]
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Runs nothing compiled, and hands the modules' calls to their handlers."""
-        for port in self.all:
-            port.open = True
-        try:
+        with self._in_place():
+            for port in self.all:
+                port.open = True
             with torch.compiler.set_stance("force_eager"):
                 yield
-        finally:
-            self.clear()
 
     @contextmanager
     def set_for(self, turn: Turn) -> Iterator[None]:
@@ -117,14 +127,13 @@ class Ports:
             turn.run.note("inside of a compiled denoiser all samples are computed together")
         if turn.mixed:
             turn.compute_all()
-        try:
-            yield
-        except Exception:
-            # What is traced here may be to blame, so that the call is made once more without.
-            turn.in_model = False
-            raise
-        finally:
-            self.clear()
+        with self._in_place():
+            try:
+                yield
+            except Exception:
+                # What is traced here may be to blame, so that the call is made once more without.
+                turn.in_model = False
+                raise
 
     def clear(self) -> None:
         """Lets all modules compute."""
@@ -139,9 +148,12 @@ def attach(
     kind: type[Port] = Port,
 ) -> Ports | None:
     """Sends the calls of modules to handlers: through gates, or ports where these are needed."""
-    modules = [module for module, _ in served]
-    if _within_compiled(denoiser, modules):
-        return Ports([kind(module, handler) for module, handler in served])
+    if _can_suspend() and _within_compiled(denoiser, [module for module, _ in served]):
+        turnstile = queue(denoiser)
+        with turnstile:
+            # A module with a `forward` of its own has hooks.
+            if not any("forward" in vars(module) for module, _ in served):
+                return Ports([kind(module, handler) for module, handler in served], turnstile)
     for module, handler in served:
         open_gate(module)
         handlers[id(module)] = handler
@@ -150,17 +162,12 @@ def attach(
 
 def detach(ports: Ports | None, modules: Iterable[nn.Module]) -> None:
     """Takes back `attach`."""
-    if ports is not None:
-        return ports.close()
-    for module in modules:
+    for module in modules if ports is None else ():
         close_gate(module)
 
 
 def _within_compiled(denoiser: nn.Module, modules: Sequence[nn.Module]) -> bool:
     """Whether any of `modules` is called from a compiled region, which passes its gate by."""
-    # A module with a `forward` of its own has hooks, or ports of another generation.
-    if any("forward" in vars(module) for module in modules) or not _can_suspend():
-        return False
     inner = set(map(id, modules))
     regions = filter(is_compiled, [denoiser, *plain_module(denoiser).modules()])
     return any(

@@ -16,12 +16,11 @@ from .modulated import ModulatedInput
 def ask(turn: Turn, probe: Tensor) -> Tensor | None:
     """Asks the policy with a probe, where it is to be asked; what the probe last was."""
     known = turn.lane.memory.get("probe")
-    if turn.mask is None:
-        if known is None:
-            turn.compute_all()
-        else:
-            found = latent_difference([known, probe], [1.0, -1.0])
-            turn.ask(found.abs_difference, found.abs_reference)
+    if known is not None and (turn.mask is None or turn.lagged):
+        found = latent_difference([known, probe], [1.0, -1.0])
+        turn.ask(found.abs_difference, found.abs_reference)
+    elif turn.mask is None:
+        turn.compute_all()
     return known
 
 
@@ -52,6 +51,8 @@ def ask_ahead(
 def keep(turn: Turn, modulated: ModulatedInput) -> None:
     """Keeps the modulated input for the next step to compare with."""
     if _readable(turn, modulated):
+        if turn.lagged and not turn.asked:
+            ask(turn, modulated.value)
         turn.lane.memory["probe"] = modulated.value
         turn.record("probe", [modulated.value])
 

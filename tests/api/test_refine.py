@@ -35,10 +35,6 @@ def counted(module: Any) -> list[int]:
     return rows
 
 
-def denoiser(pipe: Any) -> Any:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 def check(run: Any, draft: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor) -> None:
     """That the refined output is the plain one, and the draft was something else."""
     assert not torch.equal(draft, plain)
@@ -56,11 +52,11 @@ def check(run: Any, draft: torch.Tensor, exact: torch.Tensor, plain: torch.Tenso
 
 @pytest.mark.parametrize(("kind", "scheduler"), CASES)
 @pytest.mark.parametrize("cfg", [True, False], ids=["cfg", "no-cfg"])
-def test_a_refined_draft_is_the_plain_output(make, generate, kind, scheduler, cfg):
+def test_a_refined_draft_is_the_plain_output(denoiser_of, make, generate, kind, scheduler, cfg):
     pipe = make(kind)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     plain = generate(pipe, 3, cfg=cfg)
-    rows = counted(denoiser(pipe))
+    rows = counted(denoiser_of(pipe))
     diffcache.wrap(pipe, "interval", every=3)
     with diffcache.request(keep_prefix=True) as run:
         draft = generate(pipe, 3, cfg=cfg)
@@ -142,12 +138,12 @@ def test_any_draft_can_be_refined_and_again(pipe, generate):
     assert "8 row-steps before the first skip" in str(run.report)
 
 
-def test_changed_weights_are_computed_with(pipe, generate):
+def test_changed_weights_are_computed_with(denoiser_of, pipe, generate):
     diffcache.wrap(pipe, "interval", every=3)
     with diffcache.request(keep_prefix=True) as run:
         generate(pipe)
     with torch.no_grad():
-        next(denoiser(pipe).parameters()).mul_(1.5)
+        next(denoiser_of(pipe).parameters()).mul_(1.5)
     exact = run.refine().images
     diffcache.unwrap(pipe)
     assert torch.equal(exact, generate(pipe))

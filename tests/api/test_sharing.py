@@ -12,10 +12,6 @@ TOLERANCE = 0.9
 STEPS = 16
 
 
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 @pytest.fixture
 def alone(generate: Any) -> Any:
     """Latents and mask of a pipeline wrapped and run with nothing else around."""
@@ -28,7 +24,7 @@ def alone(generate: Any) -> Any:
 
 
 @pytest.fixture
-def sharer(pipe: Any, make: Any) -> Any:
+def sharer(denoiser_of, pipe: Any, make: Any) -> Any:
     """A second pipeline around the denoiser of `pipe`."""
     other = make("unet" if hasattr(pipe, "unet") else "dit")
     other.register_modules(
@@ -91,7 +87,7 @@ def test_nested_generations(pipe, sharer, generate, alone, gate, inner_wrapped):
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "one denoiser"])
-def test_threads(pipe, sharer, make, generate, alone, gate, shared):
+def test_threads(denoiser_of, pipe, sharer, make, generate, alone, gate, shared):
     other = sharer if shared else make("unet" if hasattr(pipe, "unet") else "dit", seed=1)
     expected = {
         id(pipe): alone(pipe, tolerance=TOLERANCE),

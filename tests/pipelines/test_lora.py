@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 
 import diffcache
+from diffcache.sites.discovery import denoisers
 
 # What peft says of a second adapter.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -18,13 +19,9 @@ METHODS = {
 }
 
 
-def denoiser(pipe: Any) -> Any:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 def add(pipe: Any, name: str, seed: int) -> None:
     """Adds an adapter that changes what the denoiser predicts."""
-    module = denoiser(pipe)
+    (module,) = denoisers(pipe).values()
     module.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]), name)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 
 import diffcache
+from diffcache.sites.discovery import denoisers
 
 AT = 7
 
@@ -22,17 +23,15 @@ def at(step_of_change: int, change: Callable[[Any], None]) -> Callable:
     return callback
 
 
-def denoiser(pipe: Any) -> torch.nn.Module:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 @torch.no_grad()
 def weights(pipe: Any) -> None:
-    next(denoiser(pipe).parameters()).mul_(1.5)
+    (module,) = denoisers(pipe).values()
+    next(module.parameters()).mul_(1.5)
 
 
 def adapter(pipe: Any) -> None:
-    denoiser(pipe).add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    (module,) = denoisers(pipe).values()
+    module.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
 
 
 CHANGES = {"weights": weights, "adapter": adapter}

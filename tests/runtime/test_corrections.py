@@ -20,6 +20,7 @@ from diffcache import metrics, tiny
 from diffcache.predictors import Kriging
 from diffcache.runtime import schedulers
 from diffcache.runtime.timetable import Timetable
+from diffcache.sites import BlockStack, Output
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KNOWN = {
@@ -215,3 +216,14 @@ def test_corrected_pictures_are_nearer_to_the_full_ones(kind, sampler):
 def test_samplers_that_are_not_known_are_not_corrected():
     pipe = trained("unet", UniPCMultistepScheduler)
     assert np.array_equal(pictures(pipe, corrects=True), pictures(pipe, corrects=False))
+
+
+def test_only_whole_outputs_keep_what_corrections_read(make, generate):
+    def kept(corrects, site):
+        predictor = Kriging(corrects=corrects)
+        pipe = diffcache.wrap(make("dit"), site=site, predictor=predictor, tolerance=0.0)
+        generate(pipe, 1, 12, cfg=False)
+        return diffcache.report(pipe).cache_bytes
+
+    assert kept(True, BlockStack()) == kept(False, BlockStack())
+    assert kept(True, Output()) > kept(False, Output())

@@ -11,7 +11,7 @@ from diffcache.policies import ForecastError, Interval
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
 from diffcache.runtime.generation import Generation
-from diffcache.runtime.reading import waits
+from diffcache.runtime.reading import Reader, waits
 from diffcache.sites import BlockStack
 
 READING = [
@@ -123,6 +123,37 @@ def test_lagging_evidence_is_that_of_the_step_before():
     for (before, _), (_, now) in pairwise(rates):
         torch.testing.assert_close(now, before, equal_nan=True)
     assert not rates[-1][1].isnan().any()
+
+
+@pytest.mark.parametrize("method", ["fbcache", "teacache"])
+def test_lagging_probes_are_those_of_the_step_before(dit, generate, monkeypatch, method):
+    """Also after steps that a guard computes: each is measured, and read one step later."""
+    given, taken = [], []
+    read = Reader.read
+
+    def watched(reader, tensor):
+        given.append(tensor)
+        found = read(reader, tensor)
+        taken.append(found)
+        return found
+
+    monkeypatch.setattr(Reader, "read", watched)
+    diffcache.wrap(dit, method, lagged=True, threshold=1e9, max_consecutive_skips=2)
+    generate(dit, 1, 16, cfg=False)
+    report = diffcache.report(dit)
+    assert {"cap", "skip"} <= {rule for event in report.trace for rule in event.rules}
+    # All calls but the first have something to compare with.
+    assert len(given) == report.steps - 1
+    assert taken[0] is None
+    assert all(torch.equal(a, b) for a, b in zip(given, taken[1:], strict=False))
+
+
+def test_telling_guidance_branches_apart_reads_once(unet, generate):
+    diffcache.wrap(unet, "fastercache")
+    # The first generation also finds out whether rows are independent.
+    for reads in (2, 1):
+        generate(unet, samples=1, steps=14)
+        assert diffcache.report(unet).host_reads == reads
 
 
 def test_drafts_cannot_lag(dit, generate):

@@ -16,10 +16,6 @@ import diffcache
 from diffcache.sites.gate import _Gate, close_gate, open_gate
 
 
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 class Counting(ModelHook):
     """Counts the calls that pass it."""
 
@@ -68,7 +64,7 @@ def test_gate_left_alone_by_who_replaced_it():
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_hooks_of_accelerate(pipe, generate, gate, order):
+def test_hooks_of_accelerate(denoiser_of, pipe, generate, gate, order):
     """A skipped step skips the hooks, with the transfers they make."""
     plain, hook = generate(pipe, cfg=False), Counting()
     if order == "after":
@@ -90,7 +86,7 @@ def test_hooks_of_accelerate(pipe, generate, gate, order):
     assert not any(isinstance(value, _Gate) for value in vars(denoiser_of(pipe)).values())
 
 
-def test_hooks_added_during_a_generation(pipe, generate, gate):
+def test_hooks_added_during_a_generation(denoiser_of, pipe, generate, gate):
     diffcache.wrap(pipe, "interval", every=4)
     hook, module = Counting(), denoiser_of(pipe)
 
@@ -108,7 +104,7 @@ def test_hooks_added_during_a_generation(pipe, generate, gate):
     assert diffcache.report(pipe).timeline() == "███·█···█··█"
 
 
-def test_offloading(pipe, generate, gate):
+def test_offloading(denoiser_of, pipe, generate, gate):
     plain = generate(pipe)
     for module in (pipe.vae, denoiser_of(pipe)):
         cpu_offload(module, execution_device=torch.device("cpu"))

@@ -44,10 +44,6 @@ def count_runs(modules: dict[str, torch.nn.Module]) -> dict[str, int]:
     return runs
 
 
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 def mixed_mask(samples: int) -> list[list[bool]]:
     """Sample 0 always computes; the others skip at different steps, sometimes together."""
     return [
@@ -56,7 +52,7 @@ def mixed_mask(samples: int) -> list[list[bool]]:
     ]
 
 
-def test_never_skipping_is_bit_identical(pipe, generate, gate):
+def test_never_skipping_is_bit_identical(denoiser_of, pipe, generate, gate):
     plain = generate(pipe, steps=STEPS)
     before = [set(vars(module)) for module in denoiser_of(pipe).modules()]
     diffcache.wrap(pipe, method(Interval(1)))
@@ -67,7 +63,7 @@ def test_never_skipping_is_bit_identical(pipe, generate, gate):
     assert torch.equal(generate(pipe, steps=STEPS), plain)
 
 
-def test_skip_never_runs_what_it_bypasses(pipe, generate, gate):
+def test_skip_never_runs_what_it_bypasses(denoiser_of, pipe, generate, gate):
     modules = modules_of(denoiser_of(pipe))
     if gate == "forward":
         # The hooks of a leaf also run around a `forward` that is gated.

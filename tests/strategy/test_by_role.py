@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from diffcache.methods import find
-from diffcache.policies import ByRole, Interval, Mask, NoEvidence, Step, Threshold
+from diffcache.policies import (
+    ByRole,
+    Gated,
+    GrowingInterval,
+    Interval,
+    Mask,
+    NoEvidence,
+    Step,
+    Threshold,
+)
 
 
 def decide(policy, index, samples=2, timestep=500.0):
@@ -35,6 +44,35 @@ def test_policies_are_hashable_and_need_no_mapping():
 def test_what_cannot_decide_is_refused(policies):
     with pytest.raises(ValueError, match=r"try ByRole\("):
         ByRole(policies)
+
+
+class InPairs(Interval):
+    """Computes one sample, and another beside it."""
+
+    def decide(self, step, evidence, state):
+        return torch.arange(evidence.samples) == 0, state
+
+    def fill(self, mask, state):
+        return mask | (torch.arange(len(mask)) == 1)
+
+
+def test_both_phases_of_a_gate_fill_learn_and_remember():
+    policy = Gated(6, before=GrowingInterval(2, growth=1.0, start=0), after=InPairs())
+    state, computed = policy.init(3), []
+    for index in range(8):
+        step = Step(index, 20)
+        mask, state = policy.decide(step, NoEvidence(3), state)
+        mask = policy.fill(mask, state)
+        state = policy.observe(step, torch.zeros(3), mask, state)
+        computed.append(mask.tolist())
+    once, pair = [[True] * 3, [False] * 3], [True, True, False]
+    assert computed == [once[1], once[0], once[1], once[1], once[0], once[1], pair, pair]
+
+
+@pytest.mark.parametrize("phase", [Threshold(0.1), 2])
+def test_a_phase_that_cannot_decide_is_refused(phase):
+    with pytest.raises(ValueError, match=r"try Gated\(4, Interval"):
+        Gated(4, before=Interval(2), after=phase)
 
 
 def test_interval_within_timesteps_and_never():
