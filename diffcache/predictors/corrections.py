@@ -9,10 +9,6 @@ import torch
 
 from .base import Predictor
 
-# A value from where there is but a quarter of the noise that the gap began with says little of the
-# gap: next to the clean sample predictions turn faster than anywhere before.
-_FURTHEST = 4.0
-
 
 class Course(NamedTuple):
     """How the steps of a run move the sample x, which is taken in units of the clean one.
@@ -57,7 +53,8 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
     With that value among the anchors of `base`, what was forecast in the gap can be interpolated,
     which is the corrector of a multistep solver without another evaluation. Steps are linear in
     predictions, so the differences add up to where the sample would have been, as one weighted sum
-    of the anchors. Ours.
+    of the anchors. It counts in full while the move that the newest value accounts for is up to
+    half the noise that is left, and no more where it is all of it. Ours.
 
     Args:
         base: what forecast the gap, and interpolates it.
@@ -69,10 +66,11 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
     if len(times) < 2 or times[0] not in course.times or times[1] not in course.times:
         return None
     newest, older = (course.times.index(time) for time in times[:2])
-    if newest < older + 2 or course.noise[older] > _FURTHEST * course.noise[newest]:
+    if newest < older + 2:
         return None
     anchors = torch.tensor([times], dtype=torch.float64)
     sample, before = torch.zeros(2, len(times), dtype=torch.float64)
+    reach = 0.0
     for step in range(older + 1, newest):
         t = torch.tensor([course.times[step]], dtype=torch.float64)
         learnt, forecast = torch.zeros(2, len(times), dtype=torch.float64)
@@ -83,4 +81,10 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
         kept = course.noise[step + 1] / course.noise[step]
         sample = kept * sample + (1 - kept) * (clean + course.carries[step] * (clean - before))
         before = clean
-    return Correction(newest, tuple(sample.tolist()), tuple(before.tolist()))
+        reach += (course.noise[step] - course.noise[step + 1]) * float(after[0])
+    # A gap that reaches far into what noise is left ends in a value that says little of it; next to
+    # the clean sample predictions turn faster than anything interpolates.
+    trust = min(1.0, 2 - 2 * abs(reach) / course.noise[newest])
+    if trust <= 0:
+        return None
+    return Correction(newest, tuple((trust * sample).tolist()), tuple((trust * before).tolist()))

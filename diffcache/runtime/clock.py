@@ -71,8 +71,7 @@ def _observing(base: type) -> dict[str, Callable]:
             return base.step(self, *args, **kwargs)
         arguments = _names(base)((self, *args), kwargs)
         if corrected := generation.scheduler_steps(self, arguments):
-            arguments |= corrected
-            result = base.step(**arguments)
+            result = base.step(**(arguments | corrected))
         else:
             result = base.step(self, *args, **kwargs)
         if latents := tensor_leaves(result):

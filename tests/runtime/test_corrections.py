@@ -93,8 +93,8 @@ class Denoiser(nn.Module):
         return sample.tanh() * (0.4 + t) + 0.3 * torch.cos(3 * t + torch.arange(4))
 
 
-MASKS = {"alike": [[1, 1, 0, 1, 0, 0, 1, 0, 0, 1]] * 2}
-MASKS["apart"] = [MASKS["alike"][0], [1, 1, 1, 0, 1, 0, 0, 1, 0, 1]]
+MASKS = {"alike": [[1, 1, 1, 0, 1, 1, 0, 0, 1, 1]] * 2}
+MASKS["apart"] = [MASKS["alike"][0], [1, 1, 0, 1, 0, 0, 1, 1, 0, 1]]
 
 
 def start(scheduler):
@@ -108,32 +108,41 @@ def redone(scheduler, mask, x):
     denoiser, base = Denoiser(), Kriging()
     scheduler = copy.deepcopy(scheduler)
     timetable = Timetable(scheduler)
-    values, skipped, ends = [], [], None
+    values, skipped, trusted, ends = [], [], [], None
 
-    def forecast(step):
+    def weights(step):
         times = torch.tensor([[timetable.time(j) for j, _ in values[:3]]], dtype=torch.float64)
         now = torch.tensor([timetable.time(step)], dtype=torch.float64)
-        weights = base.coefficients(times, now)[0].tolist()
-        return sum(w * value for w, (_, value) in zip(weights, values, strict=False))
+        return base.coefficients(times, now)[0].tolist()
+
+    def forecast(step):
+        return sum(w * value for w, (_, value) in zip(weights(step), values, strict=False))
 
     for i, t in enumerate(scheduler.timesteps):
         if mask[i]:
             prediction = denoiser(x, t)
             values.insert(0, (i, prediction))
-            course = timetable.course
-            if skipped and course.noise[skipped[0] - 1] <= 4 * course.noise[i]:
-                scheduler, right = ends
+            if skipped:
+                course, noise = timetable.course, timetable.course.noise
+                reach = sum((noise[j] - noise[j + 1]) * weights(j)[0] for j in skipped)
+                trust = min(max(2 - 2 * abs(reach) / noise[i], 0), 1)
+                trusted.append(trust)
+                wrong, (scheduler, right) = scheduler, ends
                 for j in skipped:
                     right = scheduler.step(forecast(j), scheduler.timesteps[j], right).prev_sample
+                right = x + trust * (right - x)
+                if isinstance(scheduler, DPMSolverMultistepScheduler):
+                    was, now = wrong.model_outputs[-1], scheduler.model_outputs[-1]
+                    scheduler.model_outputs[-1] = was + trust * (now - was)
                 prediction = prediction + course.slopes[i] * (right - x) / course.units[i]
-                values[0], x = (i, prediction), right
-            skipped = []
+                values[0], x, skipped = (i, prediction), right, []
         else:
             prediction = forecast(i)
             skipped.append(i)
         x = scheduler.step(prediction, t, x).prev_sample
         if mask[i]:
             ends = copy.deepcopy(scheduler), x
+    assert trusted[0] > 0
     return x
 
 

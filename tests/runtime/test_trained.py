@@ -51,7 +51,9 @@ def test_pictures_are_close_and_counts_add_up(trained, plain, method):
     assert report.total == 4 * STEPS
     assert report.computed == 2 * int(report.mask.sum())
     assert report.steps == len(report.trace) == len(report.mask) == STEPS
-    assert report.mask[:3].all() and report.mask[-1].all()
+    assert report.mask[:3].all()
+    # `adaptive` protects no last step.
+    assert report.mask[-1].all() or method == "adaptive"
     if method != "third_order":
         assert report.compute_fraction < 0.9
         assert not torch.equal(found, plain)
