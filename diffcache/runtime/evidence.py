@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan, nan, sqrt
+from operator import mul, neg
 
 import torch
 from torch import Tensor
@@ -61,15 +62,14 @@ class ForecastErrorCollector(Collector):
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
         self._growths = self.history.growth(self.predictor, self._at(time, step))
-        predicted = [r * g for r, g in zip(self._rates, self._growths, strict=True)]
-        return ForecastError(_vector(predicted))
+        return ForecastError(vector(list(map(mul, self._rates, self._growths))))
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         if not any(computed):
-            return self._unknown
-        error, values = self._unknown, [prediction]
+            return None
+        errors, values = None, [prediction]
         if self.history.fits(values):
             squares = self._squares(time, step, prediction)
             if self.reader.lagged:
@@ -78,9 +78,8 @@ class ForecastErrorCollector(Collector):
                 # Where a batch is on another device, this is the one synchronisation of the step.
                 errors = _relative(on_host(squares))
                 self._learn(errors, self._growths, computed)
-                error = _vector(errors)
         self.history.append(values, time, step, None if all(computed) else computed)
-        return error
+        return errors
 
     def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
         for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
@@ -92,10 +91,10 @@ class ForecastErrorCollector(Collector):
         """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
         weights = self.history.weights(self.predictor, self._at(time, step))
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
-        rows = [(1.0, *[-weight for weight in row]) for row in weights]
-        alike = rows.count(rows[0]) == len(rows)
-        coefficients = rows[0] if alike else sent(torch.tensor(rows), truth.device)
-        return forecast_error((truth, *anchors), coefficients)
+        if weights.count(weights[0]) == len(weights):
+            return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))
+        rows = torch.tensor([(1.0, *map(neg, row)) for row in weights])
+        return forecast_error((truth, *anchors), sent(rows, truth.device))
 
     @property
     def bytes(self) -> int:
@@ -123,7 +122,7 @@ class LatentChangeCollector(Collector):
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         # float() copies only when it must, and a pipeline may edit its latents in place.
         newest = latents.float() if latents.dtype != torch.float32 else latents.clone()
         if self.latents and self.latents[0].shape != newest.shape:
@@ -160,7 +159,7 @@ class PredictedChangeCollector(Collector):
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         # The latents that the prediction was made for; the first are not known.
         known = bool(self.latents) and self.latents[0].shape == prediction.shape
         if known and any(computed):
@@ -169,7 +168,7 @@ class PredictedChangeCollector(Collector):
         if self.latents and self.latents[0].shape != newest.shape:
             self.latents, self.computed = [], []
         self.latents = [newest, *self.latents[:1]]
-        return self._unknown
+        return None
 
     def _learn(self, newest: list[Tensor], computed: Sequence[bool]) -> None:
         rows = sent(torch.tensor(computed), newest[0].device)
@@ -248,7 +247,7 @@ def _relative(squares: Tensor) -> list[float]:
     return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
 
 
-def _vector(values: list[float]) -> Tensor:
+def vector(values: list[float]) -> Tensor:
     """One number a sample as `[samples]`, float64."""
     if values.count(values[0]) == len(values):
         # A quarter of what it costs to have torch look through a list.

@@ -24,6 +24,8 @@ from .turn import Turn
 current: ContextVar[Generation | None] = ContextVar("diffcache_generation", default=None)
 """The generation this thread or task is inside of."""
 
+_TIMESTEPS = ("timestep", "timesteps", "t")
+
 
 class Generation:
     """Serves denoiser calls and scheduler steps of one pipeline call and keeps its report.
@@ -284,8 +286,8 @@ def _sample(value: Any) -> tuple[Tensor | None, bool]:
 
 def timestep_of(arguments: dict[str, Any]) -> Tensor | float | None:
     """The timestep among a denoiser call's bound arguments, wherever it is."""
-    names = ("timestep", "timesteps", "t")
-    value = next((arguments[name] for name in names if name in arguments), None)
+    value = arguments.get(next(filter(arguments.__contains__, _TIMESTEPS), ""))
     if isinstance(value, Tensor):
-        return value[(0,) * value.ndim] if value.numel() else None
+        count = value.numel()
+        return value if count == 1 else value[(0,) * value.ndim] if count else None
     return float(value) if isinstance(value, (int, float)) else None

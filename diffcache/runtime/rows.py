@@ -25,7 +25,7 @@ def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
 def leaves(tree: Any) -> list[Any]:
     """The leaves of `tree` in order."""
     found: list[Any] = []
-    _gather((tree,), found)
+    _gather(tree if type(tree) in (list, tuple) else (tree,), found)
     return found
 
 

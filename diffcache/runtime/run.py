@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import nan
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, Evidence, Policy, ProbeChange, State
+from diffcache.policies import DraftError, ModuleChange, Policy, ProbeChange, State
 from diffcache.predictors import Predictor
 
-from .evidence import Collector, collector_for
+from .evidence import Collector, collector_for, vector
 from .guards import Guards
 from .lanes import Lane, Lanes
 from .recorder import recording
@@ -56,6 +57,7 @@ class Run:
         predictor: the method's, on this run's timetable.
         in_forward: whether the policy's evidence appears inside the denoiser's forward.
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
+        measures_modules: whether the policy reads how far each module's output is from its last.
         corrector: what forecasts whole predictions.
         awaiting: told the guided prediction of the step that is being made, once.
     """
@@ -63,12 +65,16 @@ class Run:
     def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
         self.method = method
         self.scheduler = scheduler
+        # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind. Asked of
+        # the class: diffusers looks for what an instance lacks in its configuration, at length.
+        self.evaluates_twice = hasattr(type(scheduler), "state_in_first_order")
         self.timetable = Timetable(scheduler, earlier)
         self.opening: Tensor | float | None = None
         self._enter(0)
         self._forecast_with(method.predictor)
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
+        self.measures_modules = method.policy.evidence is ModuleChange
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
         self.lanes = Lanes(self.corrector.anchors)
@@ -80,7 +86,8 @@ class Run:
         self.decision: list[bool] | None = None
         # Where the policy decides by group of modules: the mask [samples] of each.
         self.groups: dict[str, list[bool]] = {}
-        self.rules: list[Rule] = []
+        # By sample, what has the step computed whatever the policy says.
+        self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
         self.trace: list[Event] = []
@@ -145,7 +152,7 @@ class Run:
         self.lanes = Lanes(self.corrector.anchors)
         self.stages.clear()
         self._compute_all()
-        self.rules = ["first"] * self.samples
+        self.forced = ["first"] * self.samples
 
     def couple_samples(self) -> None:
         """From this step on, all samples are computed together or none is."""
@@ -165,14 +172,15 @@ class Run:
         if self.decision is not None or self.samples is None:
             return self.decision
         stage = self.stage(self.samples)
-        forced = self._forced(stage)
+        self.forced = self._forced(stage)
         if self.in_forward:
-            self.rules = [rule or "skip" for rule in forced]
-            if all(forced):
+            if all(self.forced):
                 self.decision = [True] * self.samples
             return self.decision
         evidence = stage.collector.before(self.time, self.index)
-        self.decision = self._settle(stage, evidence, forced)
+        policy = self.method.policy
+        wanted, stage.state = policy.decide(self.step, evidence, stage.state)
+        self.decision = self._bind(wanted, policy.groups or evidence.groups)
         return self.decision
 
     def attend(self, lane: Lane) -> None:
@@ -186,41 +194,30 @@ class Run:
         wanted, state = policy.decide(
             self.step, ProbeChange(change), policy.init(self.samples) if state is None else state
         )
-        mask = self._bind(wanted, self._forced(self.stage(self.samples)))
-        unknown = torch.full_like(change, float("nan"))
-        return mask, policy.observe(self.step, unknown, torch.tensor(mask), state)
+        mask = self._bind(wanted)
+        return mask, policy.observe(self.step, self._unmeasured, _flags(tuple(mask)), state)
 
     def rejected(self, error: Tensor) -> list[bool]:
         """Which samples' drafts are not accepted, by their `error` `[samples]`."""
         found = (~self.method.policy.accept(self.step, error)).tolist()
         return [True] * self.samples if self.uniform and any(found) else found
 
-    def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
-        wanted, stage.state = self.method.policy.decide(self.step, evidence, stage.state)
-        return self._bind(wanted, forced, self.method.policy.groups or evidence.groups)
-
-    def _bind(
-        self, wanted: Tensor, forced: list[Rule | None], groups: tuple[str, ...] = ()
-    ) -> list[bool]:
+    def _bind(self, wanted: Tensor, groups: tuple[str, ...] = ()) -> list[bool]:
         if wanted.ndim > 1:
             columns = zip(groups, wanted.T.tolist(), strict=True)
-            self.groups = {group: self._bound(forced, column) for group, column in columns}
+            self.groups = {group: self._bound(column) for group, column in columns}
             # A step counts as computed where nothing of it was bypassed.
             wanted = wanted.all(1)
-        wants = wanted.tolist()
-        self.rules = [
-            rule or ("policy" if want else "skip") for rule, want in zip(forced, wants, strict=True)
-        ]
-        mask = self._bound(forced, wants)
+        mask = self._bound(wanted.tolist())
         if not self.groups and any(mask) and not all(mask):
             mask = self.method.policy.fill(
                 torch.tensor(mask), self.stage(self.samples).state
             ).tolist()
         return mask
 
-    def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
+    def _bound(self, wanted: list[bool]) -> list[bool]:
         """What a policy wants, under the guards, and alike for samples that must not differ."""
-        mask = [rule is not None or want for rule, want in zip(forced, wanted, strict=True)]
+        mask = [rule is not None or want for rule, want in zip(self.forced, wanted, strict=True)]
         return [True] * self.samples if self.uniform and any(mask) else mask
 
     def _forced(self, stage: Stage) -> list[Rule | None]:
@@ -242,7 +239,8 @@ class Run:
         prediction = arguments["model_output"]
         if self.samples is None:
             self.samples = prediction.shape[0]
-            self.rules = ["first"] * self.samples
+            self._unmeasured = torch.full((self.samples,), nan, dtype=torch.float64)
+            self.forced = ["first"] * self.samples
         if self.total is None:
             self._locate(arguments.get("timestep"), total)
         guards = self.method.guards
@@ -255,8 +253,8 @@ class Run:
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)
-        # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind.
-        self.stage_number = 0 if getattr(self.scheduler, "state_in_first_order", True) else 1
+        if self.evaluates_twice:
+            self.stage_number = 0 if self.scheduler.state_in_first_order else 1
         self.step_rows = 0
         self.decision = None
         self.groups = {}
@@ -266,16 +264,21 @@ class Run:
         mask = self._decided()
         stage = self.stage(self.samples)
         if self.full is None:
-            truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+            truth = mask
+            if self.lane_masks.count(mask) < len(self.lane_masks):
+                truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
             if not self.in_forward or any(truth):
-                error = stage.collector.after(self.time, self.index, prediction, latents, truth)
+                policy = self.method.policy
+                found = stage.collector.after(self.time, self.index, prediction, latents, truth)
+                known = found is not None and policy.reads_error
+                error = vector(found) if known else self._unmeasured
                 computed = _flags(tuple(truth))
-                stage.state = self.method.policy.observe(self.step, error, computed, stage.state)
+                stage.state = policy.observe(self.step, error, computed, stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         rules = [
-            "skip" if not done else rule if rule != "skip" else "policy"
-            for done, rule in zip(mask, self.rules, strict=True)
+            (rule or "policy") if done else "skip"
+            for done, rule in zip(mask, self.forced, strict=True)
         ]
         timestep = self.timetable.timestep(self.index)
         self.trace.append(Event(self.index, timestep, tuple(rules)))
@@ -287,7 +290,7 @@ class Run:
         A sample that every lane computed against the decision, for want of a value, is computed.
         """
         if self.decision is not None and not self.verifies:
-            if not self.lane_masks:
+            if self.lane_masks.count(self.decision) == len(self.lane_masks):
                 return self.decision
             seen = zip(*self.lane_masks, strict=True)
             return [a or all(b) for a, b in zip(self.decision, seen, strict=True)]

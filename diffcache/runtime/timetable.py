@@ -34,6 +34,7 @@ class Timetable:
         self.timesteps = timesteps_of(scheduler)
         self.scaled = out_of_1000(self.timesteps)
         self._source = getattr(scheduler, "timesteps", None)
+        self._viewed = _is_table(self._source, len(self.timesteps))
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         moved = moves(scheduler, levels, flow)
@@ -84,14 +85,15 @@ class Timetable:
 
     def _entry(self, timestep: Tensor | float) -> int | None:
         """Which entry of the scheduler's own tensor a timestep is a view of."""
-        table = self._source
-        if not (isinstance(timestep, Tensor) and isinstance(table, Tensor)):
+        if not (self._viewed and isinstance(timestep, Tensor)):
             return None
+        table = self._source
         # What pipelines and loops hand on are mostly views of the table itself.
         place, rest = divmod(timestep.data_ptr() - table.data_ptr(), table.element_size())
+        if rest or not 0 <= place < len(self.timesteps):
+            return None
         alike = timestep.device == table.device and timestep.dtype == table.dtype
-        inside = 0 <= place < len(self.timesteps) == table.numel()
-        return place if alike and inside and not rest and table.is_contiguous() else None
+        return place if alike else None
 
     def step(self, index: int) -> Step:
         """What policies are told of step number `index`."""
@@ -114,6 +116,11 @@ class Timetable:
     def _place(self, index: int) -> int:
         # A loop longer than its timetable stays at its end.
         return min(self.begin + index, len(self.timesteps) - 1)
+
+
+def _is_table(source: Any, steps: int) -> bool:
+    """Whether a tensor's address tells which of `steps` timesteps it is, if it is one."""
+    return isinstance(source, Tensor) and source.numel() == steps and source.is_contiguous()
 
 
 def number_of(timestep: Tensor | float | None, timetable: Timetable | None) -> float | None:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache.policies import ModuleChange
-
 from .lanes import Lane
 from .promises import kept
 from .reading import Reader, on_host
@@ -64,24 +62,29 @@ class Turn:
             if groups := self.run.groups:
                 self.groups = {name: samples_to_rows(m, self.rows) for name, m in groups.items()}
 
-    def ask(self, change: Tensor, reference: Tensor) -> None:
-        """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
+    def ask(self, sums: Tensor) -> None:
+        """Asks the policy with a probe's absolute change and size, each summed, `[2, rows]`.
 
         The mask then holds for the call. A probe that has not changed at all sees neither the
         sample nor the timestep, as the first block of a text refiner: every row then computes.
         """
         samples = self.run.samples
         memory = self.lane.memory
-        reader = memory.setdefault("reader", Reader(self.run.method.lagged))
-        found = reader.read(torch.stack([change, reference]))
+        reader = memory.get("reader")
+        if reader is None:
+            reader = memory["reader"] = Reader(self.run.method.lagged)
+        found = reader.read(sums)
         if found is None:
             return self.compute_all()
-        totals = found.double().reshape(2, -1, samples).sum(1)
-        if not totals[0].any():
+        totals = found.double()
+        if self.rows > samples:
+            totals = totals.reshape(2, -1, samples).sum(1)
+        change, size = totals.unbind()
+        if not change.any():
             self.run.note("the first block gave the same at two steps, so all blocks were computed")
             return self.compute_all()
         # Branches see different changes, so that each has a policy's memory of its own.
-        mask, memory["policy"] = self.run.ask(totals[0] / totals[1], memory.get("policy"))
+        mask, memory["policy"] = self.run.ask(change / size, memory.get("policy"))
         self._settle(mask)
 
     @property
@@ -188,7 +191,7 @@ class Turn:
         run, lane = self.run, self.lane
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
-        if run.method.policy.evidence is ModuleChange:
+        if run.measures_modules:
             lane.measure(key, values, rows)
         lane.history(key).append(values, run.time, run.index, rows)
         self.record(key, values, group)

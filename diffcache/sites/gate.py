@@ -55,9 +55,13 @@ class _Gate:
         """Serves a call that no pipeline makes."""
         if self.resident is None:
             return self.plain(*args, **kwargs)
-        token = current.set(self.resident(args, kwargs))
+        generation = self.resident(args, kwargs)
+        handler = generation.handlers.get(self.identity)
+        token = current.set(generation)
         try:
-            return self(*args, **kwargs)
+            if handler is None:
+                return self.plain(*args, **kwargs)
+            return handler(self.plain, args, kwargs)
         finally:
             current.reset(token)
 

@@ -45,7 +45,7 @@ class OutputAttachment(Attachment):
         self._names = Names(plain_module(denoiser).forward)
 
     def run(self, turn: Turn) -> Any:
-        if not turn.can_forecast("output"):
+        if not (turn.full or turn.can_forecast("output")):
             turn.compute_all()
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)

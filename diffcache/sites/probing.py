@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.kernels import latent_difference
+from diffcache.kernels import forecast_error
 from diffcache.runtime.turn import Turn
 
 from .modulated import ModulatedInput
@@ -20,8 +20,7 @@ def ask(turn: Turn, probe: Tensor) -> Tensor | None:
         if known is None:
             turn.compute_all()
         else:
-            found = latent_difference([known, probe], [1.0, -1.0])
-            turn.ask(found.abs_difference, found.abs_reference)
+            turn.ask(forecast_error((known, probe), (1.0, -1.0), absolute=True))
     return known
 
 

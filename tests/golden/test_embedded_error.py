@@ -59,7 +59,7 @@ def ratios(sigmas: torch.Tensor) -> torch.Tensor:
         if i >= 2:
             newest = latents[i - 2 : i + 2][::-1]
             raw = latent_difference(newest, [1.0, -3.0, 3.0, -1.0]).sq_difference.sqrt()
-            found.append(raw / (error * truth[i].norm()))
+            found.append(raw / (error[0] * truth[i].norm()))
     return torch.cat(found)
 
 
