@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ asked for it, nothing was known yet, the step is protected, the cap on consecuti
 reached, or the whole run is computed in full (a note says why)."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One step: its index, its timestep, and for each sample the rule that bound."""
 
     step: int

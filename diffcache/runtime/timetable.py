@@ -11,7 +11,7 @@ from diffcache.policies import Grid, Step
 from diffcache.predictors import Course
 
 from .guards import Guards
-from .reading import on_host
+from .reading import number, on_host
 from .schedulers import coordinates, is_flow, moves, noise, out_of_1000, timesteps_of, weights
 
 
@@ -34,7 +34,7 @@ class Timetable:
         self.timesteps = timesteps_of(scheduler)
         self.scaled = out_of_1000(self.timesteps)
         self._source = getattr(scheduler, "timesteps", None)
-        self._viewed = _is_table(self._source, len(self.timesteps))
+        self._address = _address(self._source, len(self.timesteps))
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         moved = moves(scheduler, levels, flow)
@@ -74,7 +74,7 @@ class Timetable:
         place = self._entry(timestep)
         if place is not None:
             return self.timesteps[place]
-        return float(on_host(timestep) if isinstance(timestep, Tensor) else timestep)
+        return number(timestep) if isinstance(timestep, Tensor) else float(timestep)
 
     def same(self, one: Tensor | float, other: Tensor | float) -> bool:
         """Whether two timesteps are equal, for which the device is asked once at most."""
@@ -85,14 +85,13 @@ class Timetable:
 
     def _entry(self, timestep: Tensor | float) -> int | None:
         """Which entry of the scheduler's own tensor a timestep is a view of."""
-        if not (self._viewed and isinstance(timestep, Tensor)):
+        if self._address is None or not isinstance(timestep, Tensor):
             return None
-        table = self._source
         # What pipelines and loops hand on are mostly views of the table itself.
-        place, rest = divmod(timestep.data_ptr() - table.data_ptr(), table.element_size())
+        place, rest = divmod(timestep.data_ptr() - self._address, timestep.element_size())
         if rest or not 0 <= place < len(self.timesteps):
             return None
-        alike = timestep.device == table.device and timestep.dtype == table.dtype
+        alike = timestep.device == self._source.device and timestep.dtype == self._source.dtype
         return place if alike else None
 
     def step(self, index: int) -> Step:
@@ -118,13 +117,14 @@ class Timetable:
         return min(self.begin + index, len(self.timesteps) - 1)
 
 
-def _is_table(source: Any, steps: int) -> bool:
-    """Whether a tensor's address tells which of `steps` timesteps it is, if it is one."""
-    return isinstance(source, Tensor) and source.numel() == steps and source.is_contiguous()
+def _address(source: Any, steps: int) -> int | None:
+    """Where `steps` timesteps begin in memory; None if they do not lie there one by one."""
+    whole = isinstance(source, Tensor) and source.numel() == steps and source.is_contiguous()
+    return source.data_ptr() if whole else None
 
 
 def number_of(timestep: Tensor | float | None, timetable: Timetable | None) -> float | None:
     """A timestep on the host, which `timetable` may know without asking the device."""
     if timestep is None or timetable is None:
-        return float(on_host(timestep)) if isinstance(timestep, Tensor) else timestep
+        return number(timestep) if isinstance(timestep, Tensor) else timestep
     return timetable.read(timestep)

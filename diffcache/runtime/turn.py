@@ -51,7 +51,8 @@ class Turn:
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
         self._settle(run.decide())
-        run.attend(lane)
+        if run.measures_modules:
+            run.attend(lane)
 
     def _settle(self, decision: list[bool] | None) -> None:
         if self.run.samples is None or self.rows % self.run.samples:
@@ -182,17 +183,23 @@ class Turn:
         values: Sequence[Tensor],
         mask: list[bool] | None = None,
         group: str | None = None,
+        own: bool = False,
     ) -> None:
         """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`.
 
-        A calibration averages over the keys of a `group`.
+        Args:
+            key: what they are stored under.
+            values: copied, unless they may be kept.
+            mask: who computed, where it is not the call's.
+            group: a calibration averages over the keys of one.
+            own: whether nobody else has, or will have, memory of `values`.
         """
         run, lane = self.run, self.lane
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
         if run.measures_modules:
             lane.measure(key, values, rows)
-        lane.history(key).append(values, run.time, run.index, rows)
+        lane.history(key).append(values, run.time, run.index, rows, own)
         self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:

@@ -99,6 +99,15 @@ class Plan:
     sinks: tuple[int, ...]
     inner: frozenset[tuple[str, int]]
 
+    def serves(self, block: nn.Module, probed: bool) -> bool:
+        """Whether a full call has something to learn of `block`; of the head where it is probed."""
+        role = self.roles.get(id(block))
+        if role is None:
+            return False
+        if role.kind == "bypassed":
+            return role.source or role.sink
+        return probed or role.kind == "last"
+
 
 class Recording:
     """What a full pass through `lists` of blocks has shown.
