@@ -24,7 +24,7 @@ from diffcache.predictors import Predictor
 from .collector import Collector
 from .history import History
 from .lanes import Lane
-from .reading import Reading, on_host
+from .reading import Reading, numbers
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
 
@@ -46,22 +46,21 @@ class ForecastErrorCollector(Collector):
     def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
         super().__init__(samples, predictor, lagged)
         self.history = History(predictor.anchors)
+        self._by_noise = predictor.coordinate == "noise"
         # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
         self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
         # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
         self._growths = self._rates
 
-    def _at(self, time: float, step: int) -> float:
-        return time if self.predictor.coordinate == "noise" else float(step)
-
     def before(self, time: float, step: int) -> ForecastError:
         while self._measured and self._measured[0][0] < step - 1:
             _, squares, growths, computed = self._measured.pop(0)
-            self._learn(_relative(squares.value()), growths, computed)
+            self._learn(_relative(squares.value().tolist()), growths, computed)
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
-        self._growths = self.history.growth(self.predictor, self._at(time, step))
+        now = time if self._by_noise else float(step)
+        self._growths = self.history.growth(self.predictor, now)
         return ForecastError(vector(list(map(mul, self._rates, self._growths))))
 
     def after(
@@ -76,7 +75,7 @@ class ForecastErrorCollector(Collector):
                 self._measured.append((step, Reading(squares), self._growths, computed))
             else:
                 # Where a batch is on another device, this is the one synchronisation of the step.
-                errors = _relative(on_host(squares))
+                errors = _relative(numbers(squares))
                 self._learn(errors, self._growths, computed)
         self.history.append(values, time, step, None if all(computed) else computed)
         return errors
@@ -89,7 +88,8 @@ class ForecastErrorCollector(Collector):
 
     def _squares(self, time: float, step: int, truth: Tensor) -> Tensor:
         """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
-        weights = self.history.weights(self.predictor, self._at(time, step))
+        now = time if self._by_noise else float(step)
+        weights = self.history.weights(self.predictor, now)
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
         if weights.count(weights[0]) == len(weights):
             return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))
@@ -241,9 +241,9 @@ class ModuleChangeCollector(Collector):
         return [(key, mean) for (key, _), mean in zip(known, means, strict=True)]
 
 
-def _relative(squares: Tensor) -> list[float]:
-    """The relative error of each sample, from `[2, samples]` on the host."""
-    off, size = squares.tolist()
+def _relative(squares: list[list[float]]) -> list[float]:
+    """The relative error of each sample, from those squared norms and the samples'."""
+    off, size = squares
     return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
 
 

@@ -135,8 +135,7 @@ class Lanes:
         """
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
-        free = [lane for lane in known if not lane.used]
-        lane = _first(free, conditioning, operator.is_) or _first(free, conditioning, _equal)
+        lane = _free(known, conditioning, operator.is_) or _free(known, conditioning, _equal)
         if lane is None:
             lane = Lane(conditioning, self.capacity)
             known.append(lane)
@@ -160,11 +159,11 @@ def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
     return [leaves(v) if isinstance(v, (dict, list, tuple)) else v for v in values]
 
 
-def _first(
+def _free(
     lanes: list[Lane], conditioning: list[Any], same: Callable[[Tensor, Tensor], bool]
 ) -> Lane | None:
     for lane in lanes:
-        if _match(lane.conditioning, conditioning, same):
+        if not lane.used and _match(lane.conditioning, conditioning, same):
             return lane
     return None
 

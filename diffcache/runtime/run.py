@@ -51,6 +51,7 @@ class Run:
     """The mutable state between one `set_timesteps` and the next.
 
     Attributes:
+        total: steps of the run; None before the first was seen.
         index: steps made, which is the current step's number.
         time: the coordinate of its noise.
         step: what policies are told of it.
@@ -69,6 +70,7 @@ class Run:
         # the class: diffusers looks for what an instance lacks in its configuration, at length.
         self.evaluates_twice = hasattr(type(scheduler), "state_in_first_order")
         self.timetable = Timetable(scheduler, earlier)
+        self.total: int | None = None
         self.opening: Tensor | float | None = None
         self._enter(0)
         self._forecast_with(method.predictor)
@@ -99,11 +101,6 @@ class Run:
     def bytes(self) -> int:
         return self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
 
-    @property
-    def total(self) -> int | None:
-        """Steps of the run; None before the first was seen."""
-        return self.timetable.total
-
     def _enter(self, index: int) -> None:
         """Makes `index` the current step."""
         self.index = index
@@ -125,6 +122,7 @@ class Run:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
         timetable.locate(timestep, total, guards)
+        self.total = timetable.total
         self._forecast_with(self.predictor.over(tuple(timetable.scaled[timetable.begin :])))
         self._enter(self.index)
         self.lanes.restamp(self.time)
