@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import isnan, nan, sqrt
 from operator import mul, neg
 
@@ -247,11 +248,16 @@ def _relative(squares: list[list[float]]) -> list[float]:
     return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
 
 
+@lru_cache(maxsize=64)
+def _ones(samples: int) -> Tensor:
+    return torch.ones(samples, dtype=torch.float64)
+
+
 def vector(values: list[float]) -> Tensor:
     """One number a sample as `[samples]`, float64."""
     if values.count(values[0]) == len(values):
-        # A quarter of what it costs to have torch look through a list.
-        return torch.full((len(values),), values[0], dtype=torch.float64)
+        # A fraction of what it costs to have torch look through a list, or fill a new tensor.
+        return _ones(len(values)) * values[0]
     return torch.tensor(values, dtype=torch.float64)
 
 
