@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,15 @@ class Event(NamedTuple):
     step: int
     timestep: float
     rules: tuple[Rule, ...]
+
+    @classmethod
+    def of(
+        cls, step: int, timestep: float, mask: Sequence[bool], forced: Sequence[Rule | None]
+    ) -> Event:
+        """The event of a step with this `mask`, computed in part whatever the policy said."""
+        pairs = zip(mask, forced, strict=True)
+        rules = ((rule or "policy") if done else "skip" for done, rule in pairs)
+        return cls(step, timestep, tuple(rules))
 
 
 @dataclass

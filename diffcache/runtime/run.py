@@ -92,7 +92,7 @@ class Run:
         self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
-        self.trace: list[Event] = []
+        self._bound_by: list[list[Rule | None]] = []
         self.notes: list[str] = []
         if method.guards.stochastic and not method.guards.force:
             self.full = stochastic_by_kind(scheduler, kind)
@@ -274,13 +274,14 @@ class Run:
                 stage.state = policy.observe(self.step, error, computed, stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
-        rules = [
-            (rule or "policy") if done else "skip"
-            for done, rule in zip(mask, self.forced, strict=True)
-        ]
-        timestep = self.timetable.timestep(self.index)
-        self.trace.append(Event(self.index, timestep, tuple(rules)))
+        self._bound_by.append(self.forced)
         self.lane_masks = []
+
+    @property
+    def trace(self) -> list[Event]:
+        """What happened at each step."""
+        steps = enumerate(zip(self.masks, self._bound_by, strict=True))
+        return [Event.of(i, self.timetable.timestep(i), *bound) for i, bound in steps]
 
     def _decided(self) -> list[bool]:
         """The mask of the step: as decided, or where lanes decide, computed by any of them.

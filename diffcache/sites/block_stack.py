@@ -89,7 +89,7 @@ class _BlockStackAttachment(Attachment):
         self.recording = Recording(self.lists, site.head, site.tail)
         self.fallback = OutputAttachment(denoiser)
         self.turn: Turn | None = None
-        self.entries: dict[int, dict[int, Tensor]] = {}
+        self.entries: dict[int, dict[str, Any]] = {}
         self.head_entry: Tensor | None = None
         self.draft_error: Tensor | None = None
         modulated = site.probe == "modulated"
@@ -225,8 +225,8 @@ class _BlockStackAttachment(Attachment):
     def _sink(self, block: nn.Module, role: Any, output: Any) -> Any:
         turn = self.turn
         described = turn.lane.memory[("output", id(block))]
-        entry = self.recording.matching(role.list_index, described, self.entries)
         key = role.list_index
+        entry = self.recording.matching(key, described, self.entries.get(key, {}))
         values: list[Tensor] = []
         if output is not None:
             values = [
