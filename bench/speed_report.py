@@ -221,6 +221,32 @@ def memory(rows: list[Row]) -> list[str]:
     return parts + (["Not measured:", "\n".join(refusals)] if refusals else [])
 
 
+OVERHEAD = [
+    "## What a computed call costs more",
+    "The figures are in [benchmarks.md](benchmarks.md#what-a-cache-that-never-skips-costs), from "
+    "`pytest bench/test_overhead.py`. What `adaptive` adds at tolerance 0 to a call of a small "
+    "model on a CPU has three parts of about one size.",
+    "- **torch operations**: a copy of the output and one of the guided prediction, the "
+    "combination of three anchors, two sums of squares, and a handful of operations on one number "
+    "a sample, which are the policy's. After a denoiser's call each of them takes several times "
+    "what it takes in a loop, because its code has left the processor's cache. Fewer kinds of "
+    "operations count for more than fewer operations: a product and a sum, which denoisers use as "
+    "well, are quicker here than one inner product.\n"
+    "- **Python**: the gate, the names of the arguments, which lane the call continues, guards, "
+    "books. What is the same in every step is settled once a run, and the trace is made at the "
+    "end.\n"
+    "- **the denoiser itself**, slower after all this, for the same reason. As long a wait in a "
+    "loop that touches nothing costs it nothing.",
+    "On a block stack the same is colder still after a longer forward, and the first and the last "
+    "bypassed block of each list have their part: what enters a list is subtracted from what "
+    "leaves it. The difference is kept as it is, not copied. All other blocks have no gate while "
+    "calls compute in full. A probe adds its own difference, its sums and one more decision.",
+    "To be tried next: one copy for the lane and the evidence where guidance mixes no branches; a "
+    "policy's state as numbers where there is one sample; evidence and decision in one compiled "
+    "function.",
+]
+
+
 def write(results: Path, document: Path) -> None:
     """Writes the document from the files in `results`."""
     found = read(results)
@@ -231,6 +257,7 @@ def write(results: Path, document: Path) -> None:
         unmeasured(found),
         *speedup(found["speedup"]),
         *kernels(found),
+        *OVERHEAD,
         *lagged(found["lagged"]),
         *memory(found["memory"]),
     ]
