@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import isnan, nan, sqrt
 from operator import mul, neg
 
@@ -53,6 +52,7 @@ class ForecastErrorCollector(Collector):
         # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
         self._growths = self._rates
+        self._ones = torch.ones(samples, dtype=torch.float64)
 
     def before(self, time: float, step: int) -> ForecastError:
         while self._measured and self._measured[0][0] < step - 1:
@@ -62,7 +62,11 @@ class ForecastErrorCollector(Collector):
             return ForecastError(self._unknown)
         now = time if self._by_noise else float(step)
         self._growths = self.history.growth(self.predictor, now)
-        return ForecastError(vector(list(map(mul, self._rates, self._growths))))
+        predicted = list(map(mul, self._rates, self._growths))
+        if predicted.count(predicted[0]) == len(predicted):
+            # A fraction of what it costs to have torch look through a list, or fill a new tensor.
+            return ForecastError(self._ones * predicted[0])
+        return ForecastError(torch.tensor(predicted, dtype=torch.float64))
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
@@ -246,19 +250,6 @@ def _relative(squares: list[list[float]]) -> list[float]:
     """The relative error of each sample, from those squared norms and the samples'."""
     off, size = squares
     return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
-
-
-@lru_cache(maxsize=64)
-def _ones(samples: int) -> Tensor:
-    return torch.ones(samples, dtype=torch.float64)
-
-
-def vector(values: list[float]) -> Tensor:
-    """One number a sample as `[samples]`, float64."""
-    if values.count(values[0]) == len(values):
-        # A fraction of what it costs to have torch look through a list, or fill a new tensor.
-        return _ones(len(values)) * values[0]
-    return torch.tensor(values, dtype=torch.float64)
 
 
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {

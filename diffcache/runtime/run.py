@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import nan
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from diffcache.policies import DraftError, ModuleChange, Policy, ProbeChange, State
 from diffcache.predictors import Predictor
 
-from .evidence import Collector, collector_for, vector
+from .evidence import Collector, collector_for
 from .guards import Guards
 from .lanes import Lane, Lanes
 from .recorder import recording
@@ -39,12 +38,6 @@ class Stage:
     collector: Collector
     state: dict[str, Tensor]
     skipped: list[int]
-
-
-# Policies are pure, so that one tensor may stand for every step with this mask.
-@lru_cache(maxsize=256)
-def _flags(mask: tuple[bool, ...]) -> Tensor:
-    return torch.tensor(mask)
 
 
 class Run:
@@ -92,6 +85,7 @@ class Run:
         self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
+        self._flagged: dict[tuple[bool, ...], Tensor] = {}
         self._bound_by: list[list[Rule | None]] = []
         self.notes: list[str] = []
         if method.guards.stochastic and not method.guards.force:
@@ -181,6 +175,13 @@ class Run:
         self.decision = self._bind(wanted, policy.groups or evidence.groups)
         return self.decision
 
+    def _flags(self, mask: list[bool]) -> Tensor:
+        # Policies are pure, so that one tensor may stand for every step with this mask.
+        known = tuple(mask)
+        if known not in self._flagged:
+            self._flagged[known] = torch.tensor(mask)
+        return self._flagged[known]
+
     def attend(self, lane: Lane) -> None:
         """Takes in that a call of this step continues `lane`."""
         if self.samples is not None:
@@ -193,7 +194,7 @@ class Run:
             self.step, ProbeChange(change), policy.init(self.samples) if state is None else state
         )
         mask = self._bind(wanted)
-        return mask, policy.observe(self.step, self._unmeasured, _flags(tuple(mask)), state)
+        return mask, policy.observe(self.step, self._unmeasured, self._flags(mask), state)
 
     def rejected(self, error: Tensor) -> list[bool]:
         """Which samples' drafts are not accepted, by their `error` `[samples]`."""
@@ -268,10 +269,10 @@ class Run:
             if not self.in_forward or any(truth):
                 policy = self.method.policy
                 found = stage.collector.after(self.time, self.index, prediction, latents, truth)
-                known = found is not None and policy.reads_error
-                error = vector(found) if known else self._unmeasured
-                computed = _flags(tuple(truth))
-                stage.state = policy.observe(self.step, error, computed, stage.state)
+                error = self._unmeasured
+                if found is not None and policy.reads_error:
+                    error = torch.tensor(found, dtype=torch.float64)
+                stage.state = policy.observe(self.step, error, self._flags(truth), stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         self._bound_by.append(self.forced)
