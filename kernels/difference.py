@@ -107,8 +107,7 @@ def forecast_error(
     # its own code is no longer in the processor's cache.
     both = torch.cat((_combined(truth, tensors[1:], coefficients), truth))
     both = both.reshape(2, truth.shape[0], -1)
-    # In place and summed, in operations that a denoiser or a scheduler has just used as well.
-    return (both.abs_() if absolute else both.mul_(both)).sum(-1)
+    return _absolute(both) if absolute else _squared(both)
 
 
 def difference_torch(

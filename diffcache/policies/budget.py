@@ -11,8 +11,6 @@ from torch import Tensor
 from .base import ForecastError, Policy, State, Step, check_number, per_sample
 from .targets import affordable, rate_of
 
-_NOTHING = torch.zeros((), dtype=torch.float64)
-
 QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
 
 
@@ -92,7 +90,7 @@ class ErrorBudget(Policy):
         return spent.lt(limit).logical_not_(), state
 
     def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        state = {**state, "spent": torch.where(computed, _NOTHING, state["spent"])}
+        state = {**state, "spent": state["spent"].masked_fill(computed, 0.0)}
         if self.compute is not None:
             state["seen"] = state["seen"] + 1
             state["computed"] = state["computed"] + computed
