@@ -21,7 +21,7 @@ from .runtime.names import Names, timestep_of
 from .runtime.reading import waits
 from .runtime.report import Report
 from .runtime.timetable import number_of
-from .sites import Attachment, gate
+from .sites import gate
 from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers, version
 from .sites.helpers import helpers, on_demand
 
@@ -72,7 +72,7 @@ def _attach(
         stack.callback(gate.close_gate, module)
         attachment = method.site.attach(module, generation.handlers)
         stack.callback(attachment.detach)
-        serve = _handler(generation, attachment, module)
+        serve = partial(generation.call, attachment, Names(plain_module(module).forward))
         if draft is not None:
             serve = draft.keeping(name, generation.report, serve)
         generation.handlers[id(module)] = serve
@@ -84,15 +84,6 @@ def _help_on_demand(stack: ExitStack, generation: Generation, modules: Iterable[
         gate.open_gate(module)
         stack.callback(gate.close_gate, module)
         generation.handlers[id(module)] = on_demand(generation)
-
-
-def _handler(generation: Generation, attachment: Attachment, module: nn.Module) -> Callable:
-    names = Names(plain_module(module).forward)
-
-    def serve(plain: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return generation.call(attachment, plain, names, args, kwargs)
-
-    return serve
 
 
 class PipelineWrapping:

@@ -83,23 +83,31 @@ def latent_difference(
     return difference_torch(tensors, coefficients, steps, absolute)
 
 
-def forecast_error(tensors: tuple[Tensor, ...], coefficients: tuple[float, ...] | Tensor) -> Tensor:
-    """Squared norms of sum_k c[b, k] H_k and of H_0, per sample: fp32 [2, B].
+def forecast_error(
+    tensors: tuple[Tensor, ...],
+    coefficients: tuple[float, ...] | Tensor,
+    *,
+    absolute: bool = False,
+) -> Tensor:
+    """Squared norms of D = sum_k c[b, k] H_k and of H_0, per sample: fp32 [2, B].
 
     With H_0 a value, the others what it is forecast from, and c = (1, -w), the first is how far
     the forecast is off. A cache asks this at every step that it computes, so operands are taken
     unchecked: one shape [B, ...] and device, and c as K floats or as a tensor [B, K] beside them.
-    The sums are `sq_difference` and `sq_reference` of `latent_difference`.
+    The sums are `sq_difference` and `sq_reference` of `latent_difference`; where `absolute`, they
+    are `abs_difference` and `abs_reference`.
     """
     if uses_triton(tensors[0].device):
         from .difference_triton import launch_difference
 
-        return launch_difference(tensors, coefficients, steps=False)[2:4]
+        sums = launch_difference(tensors, coefficients, steps=False)
+        return sums[:2] if absolute else sums[2:4]
     truth = tensors[0].float()
     # Both at once: after a denoiser's call a torch call costs more than such a copy, because
     # its own code is no longer in the processor's cache.
     both = torch.cat((_combined(truth, tensors[1:], coefficients), truth))
-    return _squared(both.reshape(2, truth.shape[0], -1))
+    both = both.reshape(2, truth.shape[0], -1)
+    return _absolute(both) if absolute else _squared(both)
 
 
 def difference_torch(
@@ -155,7 +163,7 @@ def _combined(
 
 
 def _absolute(values: Tensor) -> Tensor:
-    return values.abs().sum(1)
+    return values.abs().sum(-1)
 
 
 def _squared(values: Tensor) -> Tensor:

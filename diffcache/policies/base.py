@@ -138,7 +138,8 @@ class Policy(ABC):
 
     A policy is frozen; what it remembers travels through `State`, so that an engine can snapshot,
     branch and reorder samples. `evidence` names the type that `decide` reads. A policy with
-    numbers to be measured names their field in `measured`.
+    numbers to be measured names their field in `measured`. One whose `observe` has no use for the
+    error says so in `reads_error`, and is spared the tensor.
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
     One of scope "site" names the groups of modules that it decides on, such as the roles of
@@ -148,6 +149,7 @@ class Policy(ABC):
     evidence: ClassVar[type[Evidence]] = NoEvidence
     measured: ClassVar[str | None] = None
     measured_is_needed: ClassVar[bool] = False
+    reads_error: ClassVar[bool] = True
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class ErrorBudget(Policy):
     compute: float | None = None
     compute_rows: int | tuple[int, ...] | None = None
     evidence: ClassVar[type[ForecastError]] = ForecastError
+    reads_error: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         several = isinstance(self.tolerance, (tuple, list))

@@ -17,9 +17,7 @@ from .turn import Turn
 
 
 def unchecked(attachment: Any, turn: Turn, checked: dict[Hashable, bool]) -> bool:
-    """Whether the call may be mixed, and no mixed one of its kind is in `checked`."""
-    if turn.rows == 1:
-        return False
+    """Whether a call of several rows may be mixed, and no mixed one of its kind is in `checked`."""
     # A draft that some rows reject becomes a mixed step.
     settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
     return not (settled or _signature(attachment, turn) in checked)

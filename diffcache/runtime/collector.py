@@ -37,13 +37,13 @@ class Collector(ABC):
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         """Takes in a step: the guided prediction, the latents it gave, who was computed.
 
-        Returns the measured relative error of the forecast `[samples]`, float64, NaN where none
-        was measured.
+        Returns the measured relative error of each sample's forecast, NaN where it had none; None
+        where nothing was measured.
         """
-        return self._unknown
+        return None
 
     @property
     def bytes(self) -> int:

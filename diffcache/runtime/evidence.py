@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan, nan, sqrt
+from operator import mul, neg
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from diffcache.predictors import Predictor
 from .collector import Collector
 from .history import History
 from .lanes import Lane
-from .reading import Reading, on_host
+from .reading import Reading, numbers
 
 _THIRD = (1.0, -3.0, 3.0, -1.0)
 
@@ -45,42 +46,44 @@ class ForecastErrorCollector(Collector):
     def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
         super().__init__(samples, predictor, lagged)
         self.history = History(predictor.anchors)
+        self._by_noise = predictor.coordinate == "noise"
         # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
         self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
         # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
         self._growths = self._rates
-
-    def _at(self, time: float, step: int) -> float:
-        return time if self.predictor.coordinate == "noise" else float(step)
+        self._ones = torch.ones(samples, dtype=torch.float64)
 
     def before(self, time: float, step: int) -> ForecastError:
         while self._measured and self._measured[0][0] < step - 1:
             _, squares, growths, computed = self._measured.pop(0)
-            self._learn(_relative(squares.value()), growths, computed)
+            self._learn(_relative(squares.value().tolist()), growths, computed)
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
-        self._growths = self.history.growth(self.predictor, self._at(time, step))
-        predicted = [r * g for r, g in zip(self._rates, self._growths, strict=True)]
-        return ForecastError(_vector(predicted))
+        now = time if self._by_noise else float(step)
+        self._growths = self.history.growth(self.predictor, now)
+        predicted = list(map(mul, self._rates, self._growths))
+        if predicted.count(predicted[0]) == len(predicted):
+            # A fraction of what it costs to have torch look through a list, or fill a new tensor.
+            return ForecastError(self._ones * predicted[0])
+        return ForecastError(torch.tensor(predicted, dtype=torch.float64))
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         if not any(computed):
-            return self._unknown
-        error, values = self._unknown, [prediction]
+            return None
+        errors, values = None, [prediction]
         if self.history.fits(values):
             squares = self._squares(time, step, prediction)
             if self.reader.lagged:
                 self._measured.append((step, Reading(squares), self._growths, computed))
             else:
                 # Where a batch is on another device, this is the one synchronisation of the step.
-                errors = _relative(on_host(squares))
+                errors = _relative(numbers(squares))
                 self._learn(errors, self._growths, computed)
-                error = _vector(errors)
         self.history.append(values, time, step, None if all(computed) else computed)
-        return error
+        return errors
 
     def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
         for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
@@ -90,12 +93,13 @@ class ForecastErrorCollector(Collector):
 
     def _squares(self, time: float, step: int, truth: Tensor) -> Tensor:
         """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
-        weights = self.history.weights(self.predictor, self._at(time, step))
+        now = time if self._by_noise else float(step)
+        weights = self.history.weights(self.predictor, now)
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
-        rows = [(1.0, *[-weight for weight in row]) for row in weights]
-        alike = rows.count(rows[0]) == len(rows)
-        coefficients = rows[0] if alike else sent(torch.tensor(rows), truth.device)
-        return forecast_error((truth, *anchors), coefficients)
+        if weights.count(weights[0]) == len(weights):
+            return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))
+        rows = torch.tensor([(1.0, *map(neg, row)) for row in weights])
+        return forecast_error((truth, *anchors), sent(rows, truth.device))
 
     @property
     def bytes(self) -> int:
@@ -123,7 +127,7 @@ class LatentChangeCollector(Collector):
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         # float() copies only when it must, and a pipeline may edit its latents in place.
         newest = latents.float() if latents.dtype != torch.float32 else latents.clone()
         if self.latents and self.latents[0].shape != newest.shape:
@@ -160,7 +164,7 @@ class PredictedChangeCollector(Collector):
 
     def after(
         self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
-    ) -> Tensor:
+    ) -> list[float] | None:
         # The latents that the prediction was made for; the first are not known.
         known = bool(self.latents) and self.latents[0].shape == prediction.shape
         if known and any(computed):
@@ -169,7 +173,7 @@ class PredictedChangeCollector(Collector):
         if self.latents and self.latents[0].shape != newest.shape:
             self.latents, self.computed = [], []
         self.latents = [newest, *self.latents[:1]]
-        return self._unknown
+        return None
 
     def _learn(self, newest: list[Tensor], computed: Sequence[bool]) -> None:
         rows = sent(torch.tensor(computed), newest[0].device)
@@ -242,18 +246,10 @@ class ModuleChangeCollector(Collector):
         return [(key, mean) for (key, _), mean in zip(known, means, strict=True)]
 
 
-def _relative(squares: Tensor) -> list[float]:
-    """The relative error of each sample, from `[2, samples]` on the host."""
-    off, size = squares.tolist()
+def _relative(squares: list[list[float]]) -> list[float]:
+    """The relative error of each sample, from those squared norms and the samples'."""
+    off, size = squares
     return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
-
-
-def _vector(values: list[float]) -> Tensor:
-    """One number a sample as `[samples]`, float64."""
-    if values.count(values[0]) == len(values):
-        # A quarter of what it costs to have torch look through a list.
-        return torch.full((len(values),), values[0], dtype=torch.float64)
-    return torch.tensor(values, dtype=torch.float64)
 
 
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {

@@ -29,6 +29,7 @@ class Generation:
     """Serves denoiser calls and scheduler steps of one pipeline call and keeps its report.
 
     Attributes:
+        runs: all passes over the scheduler's timesteps so far; `run` is the one under way.
         version: gives a value that changes with the denoisers' weights and adapters; None where
             nobody can change them during the generation.
         fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
@@ -50,6 +51,7 @@ class Generation:
         self.expected_steps = expected_steps
         self.report = Report(method.name)
         self.runs: list[Run] = []
+        self.run: Run | None = None
         self.handlers: dict[int, Callable] = {}
         self.version: Callable[[], Hashable] | None = None
         self.fall_back: Callable[[], Any] | None = None
@@ -60,10 +62,6 @@ class Generation:
         self.masks: list[list[bool]] = []
         self.turn: Turn | None = None
         self._started = time.perf_counter()
-
-    @property
-    def run(self) -> Run | None:
-        return self.runs[-1] if self.runs else None
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a run; called after `set_timesteps`."""
@@ -101,9 +99,9 @@ class Generation:
         self.report.host_reads += waits() - before
 
     def _stepped(self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any) -> None:
-        if not self.runs:
+        if self.run is None:
             self._open_run(scheduler, kind)
-        run = self.runs[-1]
+        run = self.run
         if run.scheduler is not scheduler:
             return
         self.steps_seen += 1
@@ -121,7 +119,8 @@ class Generation:
 
     def _open_run(self, scheduler: Any, kind: str) -> None:
         made = len(self.masks) + sum(run.index for run in self.runs)
-        self.runs.append(Run(self.method, scheduler, kind, made))
+        self.run = Run(self.method, scheduler, kind, made)
+        self.runs.append(self.run)
 
     def _shrink(self, limit: int, scheduler: Any, kind: str) -> None:
         """Goes on with a site that keeps less, from the next step on."""
@@ -138,8 +137,8 @@ class Generation:
     def call(
         self,
         attachment: Any,
-        invoke: Callable,
         names: Names,
+        invoke: Callable,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Any:
@@ -159,7 +158,7 @@ class Generation:
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
         attachment.plan(turn)
-        turn.proven = not unchecked(attachment, turn, self.checked)
+        turn.proven = turn.rows == 1 or not unchecked(attachment, turn, self.checked)
         if turn.proven:
             output = attachment.run(turn)
         else:
@@ -189,7 +188,9 @@ class Generation:
         if run is None:
             return None
         arguments = names(args, kwargs)
-        sample, listed = _sample(arguments.pop(names.first, None))
+        sample, listed = arguments.pop(names.first, None), False
+        if type(sample) is not Tensor or not sample.ndim:
+            sample, listed = _sample(sample)
         if sample is None:
             return self._give_up("the denoiser's first argument is no sample of one shape")
         if run.samples is None:
@@ -260,6 +261,7 @@ class Generation:
             if run.full:
                 self.report.note(f"computed in full: {run.full}; force=True skips all the same")
         self.runs.clear()
+        self.run = None
 
     def _survive(self, error: Exception) -> None:
         """Turns an error of ours into a note and a full computation; raises the model's."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .report import Rule
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,13 @@ class Guards:
         """Whether step `index` of `total` is protected."""
         first, last = self.protect
         return index < first or index >= total - last
+
+    def bound(self, index: int, total: int, skipped: Sequence[int]) -> list[Rule | None]:
+        """What has step `index` computed whatever the policy says, by sample.
+
+        `skipped` says how many steps in a row each sample has skipped.
+        """
+        if self.protects(index, total):
+            return ["protect"] * len(skipped)
+        cap = self.max_consecutive_skips
+        return [None if cap is None or n < cap else "cap" for n in skipped]

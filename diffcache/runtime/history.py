@@ -83,20 +83,27 @@ class History:
         return bool(self.slots) and _kinds(leaves) == self._kinds
 
     def append(
-        self, leaves: Sequence[Tensor], time: float, step: int, rows: Sequence[bool] | None = None
+        self,
+        leaves: Sequence[Tensor],
+        time: float,
+        step: int,
+        rows: Sequence[bool] | None = None,
+        own: bool = False,
     ) -> None:
         """Stores `leaves`, each `[rows, ...]`, as computed at `time` for the rows where `rows`.
 
-        None stands for all rows. A value at the time of the newest one replaces it (PNDM repeats a
-        timestep). Leaves of another shape, dtype or device start afresh, with all rows.
+        None stands for all rows. Leaves that the history may `own` need not be copied. A value at
+        the time of the newest one replaces it (PNDM repeats a timestep). Leaves of another shape,
+        dtype or device start afresh, with all rows.
         """
-        if not self.fits(leaves):
-            self.slots, self._kinds = [], _kinds(leaves)
+        kinds = _kinds(leaves)
+        if not self.slots or kinds != self._kinds:
+            self.slots, self._kinds = [], kinds
             self.anchors = [[] for _ in range(leaves[0].shape[0])]
             self.level, rows = True, None
         anchor = Anchor(time, step)
         if rows is None and self.level:
-            self._append_all(leaves, anchor)
+            self._append_all(leaves, anchor, own)
         else:
             self._append_some(leaves, anchor, [True] * self.rows if rows is None else rows)
 
@@ -104,17 +111,20 @@ class History:
         """Sets the time of the newest value of every row."""
         self.anchors = [[a[0]._replace(time=time), *a[1:]] for a in self.anchors]
 
-    def _append_all(self, leaves: Sequence[Tensor], anchor: Anchor) -> None:
-        shared = self.anchors[0]
+    def _append_all(self, leaves: Sequence[Tensor], anchor: Anchor, own: bool) -> None:
+        slots, shared = self.slots, self.anchors[0]
         if not shared or shared[0].time != anchor.time:
-            if len(self.slots) < self.capacity:
-                self.slots.append([torch.empty_like(leaf) for leaf in leaves])
-            self.slots.insert(0, self.slots.pop())
+            if len(slots) < self.capacity:
+                slots.append([] if own else [torch.empty_like(leaf) for leaf in leaves])
+            slots.insert(0, slots.pop())
             shared = [anchor, *shared[: self.capacity - 1]]
         else:
             shared = [anchor, *shared[1:]]
-        self.anchors = [shared] * self.rows
-        for old, new in zip(self.slots[0], leaves, strict=True):
+        self.anchors = [shared] * len(self.anchors)
+        if own:
+            slots[0] = list(leaves)
+            return
+        for old, new in zip(slots[0], leaves, strict=True):
             old.copy_(new)
 
     def _append_some(self, leaves: Sequence[Tensor], anchor: Anchor, rows: Sequence[bool]) -> None:

@@ -115,11 +115,12 @@ class Lanes:
 
     def next_step(self) -> None:
         """Starts a step: every lane may be used again, and lanes long unused are dropped."""
-        for place, known in self._known.items():
-            for lane in known:
+        for known in self._known.values():
+            for lane in tuple(known):
                 lane.idle = 0 if lane.used else lane.idle + 1
                 lane.used = False
-            self._known[place] = [lane for lane in known if lane.idle <= _PATIENCE]
+                if lane.idle > _PATIENCE:
+                    known.remove(lane)
 
     @property
     def used(self) -> list[Lane]:
@@ -140,8 +141,7 @@ class Lanes:
         """
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
-        free = [lane for lane in known if not lane.used]
-        lane = _first(free, conditioning, operator.is_) or _first(free, conditioning, _equal)
+        lane = _free(known, conditioning, operator.is_) or _free(known, conditioning, _equal)
         if lane is None:
             lane = Lane(conditioning, self.capacity)
             known.append(lane)
@@ -160,31 +160,33 @@ class Lanes:
 
 def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
     """The arguments of a call that name its branch, which the steps do not change."""
-    return [
-        # The leaves of a container, because a pipeline may refill one and the same.
-        leaves(value) if isinstance(value, (dict, list, tuple)) else value
-        for name, value in arguments.items()
-        if _names_branch(name)
-    ]
+    values = map(arguments.__getitem__, _naming_branch(tuple(arguments)))
+    # The leaves of a container, because a pipeline may refill one and the same.
+    return [leaves(v) if isinstance(v, (dict, list, tuple)) else v for v in values]
 
 
-def _first(
+def _free(
     lanes: list[Lane], conditioning: list[Any], same: Callable[[Tensor, Tensor], bool]
 ) -> Lane | None:
     for lane in lanes:
-        if _match(lane.conditioning, conditioning, same):
+        if not lane.used and _match(lane.conditioning, conditioning, same):
             return lane
     return None
 
 
 @cache
-def _names_branch(argument: str) -> bool:
-    return bool(_CONDITIONING.search(argument)) or not _CHANGING.search(argument)
+def _naming_branch(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(
+        name for name in arguments if _CONDITIONING.search(name) or not _CHANGING.search(name)
+    )
 
 
 def _match(known: list[Any], new: list[Any], same: Callable[[Tensor, Tensor], bool]) -> bool:
     """Whether two lists of conditioning agree, their tensors by `same`."""
-    return len(known) == len(new) and all(
+    if len(known) != len(new):
+        return False
+    # Mostly the very same objects, which is told without a call for each.
+    return all(map(operator.is_, known, new)) or all(
         a is b or _agree(a, b, same) for a, b in zip(known, new, strict=True)
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_TIMESTEPS = ("timestep", "timesteps", "t")
 
 
 class Names:
@@ -35,8 +36,8 @@ class Names:
 
 def timestep_of(arguments: dict[str, Any]) -> Tensor | float | None:
     """The timestep among a denoiser call's bound arguments, wherever it is."""
-    names = ("timestep", "timesteps", "t")
-    value = next((arguments[name] for name in names if name in arguments), None)
+    value = arguments.get(next(filter(arguments.__contains__, _TIMESTEPS), ""))
     if isinstance(value, Tensor):
-        return value[(0,) * value.ndim] if value.numel() else None
+        count = value.numel()
+        return value if count == 1 else value[(0,) * value.ndim] if count else None
     return float(value) if isinstance(value, (int, float)) else None

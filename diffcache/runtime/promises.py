@@ -51,6 +51,10 @@ class Promise(Tensor):
         return function(*args, **kwargs)
 
 
+# Those that may still be asked for: where there are none, no call needs to be searched for any.
+_calls: WeakSet[_Call] = WeakSet()
+
+
 class _Call:
     """A call that is made once, when its output is first asked for."""
 
@@ -59,6 +63,7 @@ class _Call:
         self._pending: Any = function, *map_leaves((args, kwargs), lambda leaf: leaf)
         self._values: list[Any] = []
         self._heirs: WeakSet[_Call] = WeakSet()
+        _calls.add(self)
         for source in _promises((args, kwargs)):
             source.call._heirs.add(self)
 
@@ -96,7 +101,7 @@ def promise(
 
 def kept(tree: Any) -> Any:
     """`tree` with the values of the promises in it; the same object where there are none."""
-    if not _promises(tree):
+    if not (_calls and _promises(tree)):
         return tree
     return map_leaves(
         tree, lambda leaf: leaf.call.values()[leaf.place] if isinstance(leaf, Promise) else leaf

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+import threading
 
 import torch
 from torch import Tensor
 
-_waits: ContextVar[int] = ContextVar("diffcache_waits", default=0)
+
+class _Waits(threading.local):
+    # Differences are taken over calls that no other task of the thread can interrupt.
+    count = 0
+
+
+_waits = _Waits()
 
 
 def waits() -> int:
-    """How often this thread or task has waited for a value; differences of it are what counts."""
-    return _waits.get()
+    """How often this thread has waited for a value; differences of it are what counts."""
+    return _waits.count
 
 
 def on_host(tensor: Tensor) -> Tensor:
@@ -21,8 +27,20 @@ def on_host(tensor: Tensor) -> Tensor:
     A tensor that is on the host already counts as well, so that a count on the CPU is that of the
     same generation on a GPU.
     """
-    _waits.set(_waits.get() + 1)
+    _waits.count += 1
     return tensor.cpu()
+
+
+def number(tensor: Tensor) -> float:
+    """The value of a tensor of one element, once the device has got to it; counted."""
+    _waits.count += 1
+    return float(tensor.item())
+
+
+def numbers(tensor: Tensor) -> list:
+    """The values of a tensor as nested lists, once the device has got to it; counted."""
+    _waits.count += 1
+    return tensor.tolist()
 
 
 class Reading:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +15,21 @@ asked for it, nothing was known yet, the step is protected, the cap on consecuti
 reached, or the whole run is computed in full (a note says why)."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One step: its index, its timestep, and for each sample the rule that bound."""
 
     step: int
     timestep: float
     rules: tuple[Rule, ...]
+
+    @classmethod
+    def of(
+        cls, step: int, timestep: float, mask: Sequence[bool], forced: Sequence[Rule | None]
+    ) -> Event:
+        """The event of a step with this `mask`, computed in part whatever the policy said."""
+        pairs = zip(mask, forced, strict=True)
+        rules = ((rule or "policy") if done else "skip" for done, rule in pairs)
+        return cls(step, timestep, tuple(rules))
 
 
 @dataclass

@@ -25,7 +25,7 @@ def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
 def leaves(tree: Any) -> list[Any]:
     """The leaves of `tree` in order."""
     found: list[Any] = []
-    _gather((tree,), found)
+    _gather(tree if type(tree) in (list, tuple) else (tree,), found)
     return found
 
 
@@ -45,6 +45,9 @@ def _gather(values: Iterable[Any], found: list[Any]) -> None:
 
 def tensor_leaves(tree: Any) -> list[Tensor]:
     """The tensors among the leaves of `tree`."""
+    # What most calls give is told without a search.
+    if type(tree) is tuple and len(tree) == 1 and type(tree[0]) is Tensor:
+        return [tree[0]]
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 

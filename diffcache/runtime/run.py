@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, Evidence, ProbeChange, State
+from diffcache.policies import DraftError, ModuleChange, ProbeChange, State
 
 from .composition import Composition, Stage
 from .corrections import Corrections
@@ -21,22 +21,18 @@ from .schedulers import stochastic_by_call, stochastic_by_kind
 from .timetable import Timetable
 
 
-# Policies are pure, so that one tensor may stand for every step with this mask.
-@lru_cache(maxsize=256)
-def _flags(mask: tuple[bool, ...]) -> Tensor:
-    return torch.tensor(mask)
-
-
 class Run:
     """The mutable state between one `set_timesteps` and the next.
 
     Attributes:
+        total: steps of the run; None before the first was seen.
         index: steps made, which is the current step's number.
         time: the coordinate of its noise.
         step: what policies are told of it.
         predictor: the method's, on this run's timetable.
         in_forward: whether the policy's evidence appears inside the denoiser's forward.
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
+        measures_modules: whether the policy reads how far each module's output is from its last.
         corrections: made to the samples, where that is known how.
         awaiting: told the guided prediction of the step that is being made, once.
     """
@@ -44,12 +40,17 @@ class Run:
     def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
         self.method = method
         self.scheduler = scheduler
+        # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind. Asked of
+        # the class: diffusers looks for what an instance lacks in its configuration, at length.
+        self.evaluates_twice = hasattr(type(scheduler), "state_in_first_order")
         self.timetable = Timetable(scheduler, earlier)
+        self.total: int | None = None
         self.opening: Tensor | float | None = None
         self._enter(0)
         self.predictor = method.predictor
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
+        self.measures_modules = method.policy.evidence is ModuleChange
         self.awaiting: list[Callable[[Tensor], None]] = []
         self.samples: int | None = None
         self._begin()
@@ -63,10 +64,12 @@ class Run:
         # the denoiser has modules of, once it is known.
         self.groups: dict[str, list[bool]] = {}
         self.present: set[str] = set()
-        self.rules: list[Rule] = []
+        # By sample, what has the step computed whatever the policy says.
+        self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
-        self.trace: list[Event] = []
+        self._flagged: dict[tuple[bool, ...], Tensor] = {}
+        self._bound_by: list[list[Rule | None]] = []
         self.notes: list[str] = []
         if method.guards.stochastic and not method.guards.force:
             self.full = stochastic_by_kind(scheduler, kind)
@@ -75,11 +78,6 @@ class Run:
     def bytes(self) -> int:
         known = 0 if self.corrections is None else self.corrections.bytes
         return known + self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
-
-    @property
-    def total(self) -> int | None:
-        """Steps of the run; None before the first was seen."""
-        return self.timetable.total
 
     def _enter(self, index: int) -> None:
         """Makes `index` the current step."""
@@ -105,6 +103,7 @@ class Run:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
         timetable.locate(timestep, total, guards)
+        self.total = timetable.total
         self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.time)
@@ -134,7 +133,7 @@ class Run:
         self._begin()
         self.stages.clear()
         self._compute_all()
-        self.rules = ["first"] * self.samples
+        self.forced = ["first"] * self.samples
 
     def couple_samples(self) -> None:
         """From this step on, all samples are computed together or none is."""
@@ -154,15 +153,23 @@ class Run:
         if self.decision is not None or self.samples is None:
             return self.decision
         stage = self.stage(self.samples)
-        forced = self._forced(stage)
+        self.forced = self._forced(stage)
         if self.in_forward:
-            self.rules = [rule or "skip" for rule in forced]
-            if all(forced):
+            if all(self.forced):
                 self.decision = [True] * self.samples
             return self.decision
         evidence = stage.collector.before(self.time, self.index)
-        self.decision = self._settle(stage, evidence, forced)
+        policy = self.method.policy
+        wanted, stage.state = policy.decide(self.step, evidence, stage.state)
+        self.decision = self._bind(wanted, policy.groups or evidence.groups)
         return self.decision
+
+    def _flags(self, mask: list[bool]) -> Tensor:
+        # Policies are pure, so that one tensor may stand for every step with this mask.
+        known = tuple(mask)
+        if known not in self._flagged:
+            self._flagged[known] = torch.tensor(mask)
+        return self._flagged[known]
 
     def attend(self, lane: Lane) -> None:
         """Takes in that a call of this step continues `lane`."""
@@ -175,54 +182,38 @@ class Run:
         wanted, state = policy.decide(
             self.step, ProbeChange(change), policy.init(self.samples) if state is None else state
         )
-        mask = self._bind(wanted, self._forced(self.stage(self.samples)))
-        unknown = torch.full_like(change, float("nan"))
-        return mask, policy.observe(self.step, unknown, torch.tensor(mask), state)
+        mask = self._bind(wanted)
+        return mask, policy.observe(self.step, self._unmeasured, self._flags(mask), state)
 
     def rejected(self, error: Tensor) -> list[bool]:
         """Which samples' drafts are not accepted, by their `error` `[samples]`."""
         found = (~self.method.policy.accept(self.step, error)).tolist()
         return [True] * self.samples if self.uniform and any(found) else found
 
-    def _settle(self, stage: Stage, evidence: Evidence, forced: list[Rule | None]) -> list[bool]:
-        wanted, stage.state = self.method.policy.decide(self.step, evidence, stage.state)
-        return self._bind(wanted, forced, self.method.policy.groups or evidence.groups)
-
-    def _bind(
-        self, wanted: Tensor, forced: list[Rule | None], groups: tuple[str, ...] = ()
-    ) -> list[bool]:
+    def _bind(self, wanted: Tensor, groups: tuple[str, ...] = ()) -> list[bool]:
         wants = wanted.tolist()
         if wanted.ndim > 1:
             columns = dict(zip(groups, wanted.T.tolist(), strict=True))
-            self.groups = {group: self._bound(forced, c) for group, c in columns.items()}
+            self.groups = {group: self._bound(column) for group, column in columns.items()}
             # A step counts as computed where nothing of it was bypassed.
             seen = [c for group, c in columns.items() if group in self.present or not self.present]
             wants = [all(column[sample] for column in seen) for sample in range(len(wants))]
-        self.rules = [
-            rule or ("policy" if want else "skip") for rule, want in zip(forced, wants, strict=True)
-        ]
-        mask = self._bound(forced, wants)
+        mask = self._bound(wants)
         if not self.groups and any(mask) and not all(mask):
             mask = self.method.policy.fill(
                 torch.tensor(mask), self.stage(self.samples).state
             ).tolist()
         return mask
 
-    def _bound(self, forced: list[Rule | None], wanted: list[bool]) -> list[bool]:
+    def _bound(self, wanted: list[bool]) -> list[bool]:
         """What a policy wants, under the guards, and alike for samples that must not differ."""
-        mask = [rule is not None or want for rule, want in zip(forced, wanted, strict=True)]
+        mask = [rule is not None or want for rule, want in zip(self.forced, wanted, strict=True)]
         return [True] * self.samples if self.uniform and any(mask) else mask
 
     def _forced(self, stage: Stage) -> list[Rule | None]:
-        guards = self.method.guards
         if self.full is not None:
             return ["full"] * self.samples
-        if guards.protects(self.index, self.total):
-            return ["protect"] * self.samples
-        cap = guards.max_consecutive_skips
-        if cap is None:
-            return [None] * self.samples
-        return ["cap" if n >= cap else None for n in stage.skipped]
+        return self.method.guards.bound(self.index, self.total, stage.skipped)
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
@@ -240,7 +231,8 @@ class Run:
         prediction = arguments["model_output"]
         if self.samples is None:
             self.samples = prediction.shape[0]
-            self.rules = ["first"] * self.samples
+            self._unmeasured = torch.full((self.samples,), nan, dtype=torch.float64)
+            self.forced = ["first"] * self.samples
         if self.total is None:
             self._locate(arguments.get("timestep"), total)
         guards = self.method.guards
@@ -253,8 +245,8 @@ class Run:
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)
-        # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind.
-        self.stage_number = 0 if getattr(self.scheduler, "state_in_first_order", True) else 1
+        if self.evaluates_twice:
+            self.stage_number = 0 if self.scheduler.state_in_first_order else 1
         self.step_rows = 0
         self.decision = None
         self.groups = {}
@@ -266,22 +258,29 @@ class Run:
         if self.full is None:
             truth = self._computed()
             if not self.in_forward or any(truth):
-                error = stage.collector.after(self.time, self.index, prediction, latents, truth)
-                computed = _flags(tuple(truth))
-                stage.state = self.method.policy.observe(self.step, error, computed, stage.state)
+                policy = self.method.policy
+                found = stage.collector.after(self.time, self.index, prediction, latents, truth)
+                error = self._unmeasured
+                if found is not None and policy.reads_error:
+                    error = torch.tensor(found, dtype=torch.float64)
+                stage.state = policy.observe(self.step, error, self._flags(truth), stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
-        rules = [
-            "skip" if not done else rule if rule != "skip" else "policy"
-            for done, rule in zip(mask, self.rules, strict=True)
-        ]
-        timestep = self.timetable.timestep(self.index)
-        self.trace.append(Event(self.index, timestep, tuple(rules)))
+        self._bound_by.append(self.forced)
         self.lane_masks = []
 
     def _computed(self) -> list[bool]:
         """Which samples' predictions come of nothing but computed calls."""
-        return [all(seen) for seen in zip(self._decided(), *self.lane_masks, strict=True)]
+        mask = self._decided()
+        if self.lane_masks.count(mask) == len(self.lane_masks):
+            return mask
+        return [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+
+    @property
+    def trace(self) -> list[Event]:
+        """What happened at each step."""
+        steps = enumerate(zip(self.masks, self._bound_by, strict=True))
+        return [Event.of(i, self.timetable.timestep(i), *bound) for i, bound in steps]
 
     def _decided(self) -> list[bool]:
         """The mask of the step: as decided, or where lanes decide, computed by any of them.
@@ -289,7 +288,7 @@ class Run:
         A sample that every lane computed against the decision, for want of a value, is computed.
         """
         if self.decision is not None and not self.verifies:
-            if not self.lane_masks:
+            if self.lane_masks.count(self.decision) == len(self.lane_masks):
                 return self.decision
             seen = zip(*self.lane_masks, strict=True)
             return [a or all(b) for a, b in zip(self.decision, seen, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffcache.policies import Grid, Step
 
 from .guards import Guards
-from .reading import on_host
+from .reading import number, on_host
 from .schedulers import coordinates, course, is_flow, noise, out_of_1000, timesteps_of, weights
 
 
@@ -33,6 +33,7 @@ class Timetable:
         self.timesteps = timesteps_of(scheduler)
         self.scaled = out_of_1000(self.timesteps)
         self._source = getattr(scheduler, "timesteps", None)
+        self._address = _address(self._source, len(self.timesteps))
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
         self.course = course(scheduler, self.coordinates, levels, flow)
@@ -69,7 +70,7 @@ class Timetable:
         place = self._entry(timestep)
         if place is not None:
             return self.timesteps[place]
-        return float(on_host(timestep) if isinstance(timestep, Tensor) else timestep)
+        return number(timestep) if isinstance(timestep, Tensor) else float(timestep)
 
     def same(self, one: Tensor | float, other: Tensor | float) -> bool:
         """Whether two timesteps are equal, for which the device is asked once at most."""
@@ -80,14 +81,14 @@ class Timetable:
 
     def _entry(self, timestep: Tensor | float) -> int | None:
         """Which entry of the scheduler's own tensor a timestep is a view of."""
-        table = self._source
-        if not (isinstance(timestep, Tensor) and isinstance(table, Tensor)):
+        if self._address is None or not isinstance(timestep, Tensor):
             return None
         # What pipelines and loops hand on are mostly views of the table itself.
-        place, rest = divmod(timestep.data_ptr() - table.data_ptr(), table.element_size())
-        alike = timestep.device == table.device and timestep.dtype == table.dtype
-        inside = 0 <= place < len(self.timesteps) == table.numel()
-        return place if alike and inside and not rest and table.is_contiguous() else None
+        place, rest = divmod(timestep.data_ptr() - self._address, timestep.element_size())
+        if rest or not 0 <= place < len(self.timesteps):
+            return None
+        alike = timestep.device == self._source.device and timestep.dtype == self._source.dtype
+        return place if alike else None
 
     def step(self, index: int) -> Step:
         """What policies are told of step number `index`."""
@@ -112,8 +113,14 @@ class Timetable:
         return min(self.begin + index, len(self.timesteps) - 1)
 
 
+def _address(source: Any, steps: int) -> int | None:
+    """Where `steps` timesteps begin in memory; None if they do not lie there one by one."""
+    whole = isinstance(source, Tensor) and source.numel() == steps and source.is_contiguous()
+    return source.data_ptr() if whole else None
+
+
 def number_of(timestep: Tensor | float | None, timetable: Timetable | None) -> float | None:
     """A timestep on the host, which `timetable` may know without asking the device."""
     if timestep is None or timetable is None:
-        return float(on_host(timestep)) if isinstance(timestep, Tensor) else timestep
+        return number(timestep) if isinstance(timestep, Tensor) else timestep
     return timetable.read(timestep)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from diffcache.policies import ModuleChange
 
 from .lanes import Lane
 from .promises import kept
@@ -55,7 +52,8 @@ class Turn:
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
         self._settle(run.decide())
-        run.attend(lane)
+        if run.measures_modules:
+            run.attend(lane)
 
     def _settle(self, decision: list[bool] | None) -> None:
         if self.run.samples is None or self.rows % self.run.samples:
@@ -65,28 +63,33 @@ class Turn:
             if groups := self.run.groups:
                 self.groups = {name: samples_to_rows(m, self.rows) for name, m in groups.items()}
 
-    def ask(self, change: Tensor, reference: Tensor) -> None:
-        """Asks the policy with a probe's absolute change and size, each summed, `[rows]`.
+    def ask(self, sums: Tensor) -> None:
+        """Asks the policy with a probe's absolute change and size, each summed, `[2, rows]`.
 
         The mask then holds for the call. A probe that has not changed at all sees neither the
         sample nor the timestep, as the first block of a text refiner: every row then computes.
         """
         samples = self.run.samples
         memory = self.lane.memory
-        reader = memory.setdefault("reader", Reader(self.lagged))
-        found = reader.read(torch.stack([change, reference]))
+        reader = memory.get("reader")
+        if reader is None:
+            reader = memory["reader"] = Reader(self.lagged)
+        found = reader.read(sums)
         self.asked = True
         if self.mask is not None:
             # A guard has decided; the next step reads this one's probe and no older one.
             return
         if found is None:
             return self.compute_all()
-        totals = found.double().reshape(2, -1, samples).sum(1)
-        if not totals[0].any():
+        totals = found.double()
+        if self.rows > samples:
+            totals = totals.reshape(2, -1, samples).sum(1)
+        change, size = totals.unbind()
+        if not change.any():
             self.run.note("the first block gave the same at two steps, so all blocks were computed")
             return self.compute_all()
         # Branches see different changes, so that each has a policy's memory of its own.
-        mask, memory["policy"] = self.run.ask(totals[0] / totals[1], memory.get("policy"))
+        mask, memory["policy"] = self.run.ask(change / size, memory.get("policy"))
         self._settle(mask)
 
     @property
@@ -190,20 +193,26 @@ class Turn:
         values: Sequence[Tensor],
         mask: list[bool] | None = None,
         group: str | None = None,
+        own: bool = False,
         corrected: bool = False,
     ) -> None:
         """Stores `values` `[rows, ...]` of the rows that computed: in the call, or in `mask`.
 
-        A calibration averages over the keys of a `group`. Of what is `corrected`, as many are kept
-        as corrections read.
+        Args:
+            key: what they are stored under.
+            values: copied, unless they may be kept.
+            mask: who computed, where it is not the call's.
+            group: a calibration averages over the keys of one.
+            own: whether nobody else has, or will have, memory of `values`.
+            corrected: whether as many are kept as corrections read.
         """
         run, lane = self.run, self.lane
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
-        if run.method.policy.evidence is ModuleChange:
+        if run.measures_modules:
             lane.measure(key, values, rows)
         capacity = run.predictor.anchors + (corrected and run.corrections is not None)
-        lane.history(key, capacity).append(values, run.time, run.index, rows)
+        lane.history(key, capacity).append(values, run.time, run.index, rows, own)
         self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:

@@ -89,17 +89,19 @@ class _BlockStackAttachment(Attachment):
         self.recording = Recording(self.lists, site.head, site.tail)
         self.fallback = OutputAttachment(denoiser)
         self.turn: Turn | None = None
-        self.entries: dict[int, dict[int, Tensor]] = {}
+        self.entries: dict[int, dict[str, Any]] = {}
         self.head_entry: Tensor | None = None
         self.draft_error: Tensor | None = None
         modulated = site.probe == "modulated"
         self.modulated = ModulatedInput(self.lists[0][0], handlers) if modulated else None
         served = [(block, partial(self._serve, block)) for block in self.blocks]
         self.ports = ports.attach(denoiser, served, handlers, BlockPort)
-        self.gates = BlockGates(handlers) if self.ports is None else None
+        self.gates = BlockGates(self.blocks) if self.ports is None else None
         self.offloading = Offloading(self.blocks)
 
     def detach(self) -> None:
+        if self.gates is not None:
+            self.gates.lower()
         ports.detach(self.ports, self.blocks)
         if self.modulated is not None:
             self.modulated.close()
@@ -108,7 +110,8 @@ class _BlockStackAttachment(Attachment):
         if self._cut_off(turn) or self.recording.blind or "unbridged" in turn.lane.memory:
             return self._without_blocks(turn)
         recorded = self.recording.plan is not None
-        if not recorded or not self._known(turn):
+        known = recorded and self._known(turn)
+        if not known:
             turn.compute_all()
         elif self.ports is not None:
             return run_compiled(self.ports, self.recording, turn)
@@ -127,7 +130,7 @@ class _BlockStackAttachment(Attachment):
             if not recorded:
                 self.recording.settle()
                 self._take_in(turn)
-            elif turn.full and not self._known(turn):
+            elif turn.full and not (known or self._known(turn)):
                 # Skip-layer guidance leaves blocks out of the calls of one branch.
                 turn.lane.memory["unbridged"] = True
             if self.modulated is not None:
@@ -206,7 +209,9 @@ class _BlockStackAttachment(Attachment):
             self.entries[role.list_index] = self.recording.inputs(role.list_index, args, kwargs)
         if turn.full:
             output = compute(*args, **kwargs)
-            turn.lane.memory[("output", id(block))] = describe(output)
+            # Calls of one lane agree in all that shapes an output.
+            if ("output", id(block)) not in turn.lane.memory:
+                turn.lane.memory[("output", id(block))] = describe(output)
         elif turn.none:
             self.offloading.pass_over(block)
             described = turn.lane.memory[("output", id(block))]
@@ -220,16 +225,16 @@ class _BlockStackAttachment(Attachment):
     def _sink(self, block: nn.Module, role: Any, output: Any) -> Any:
         turn = self.turn
         described = turn.lane.memory[("output", id(block))]
-        entry = self.recording.matching(role.list_index, described, self.entries)
         key = role.list_index
+        entry = self.recording.matching(key, described, self.entries.get(key, {}))
         values: list[Tensor] = []
         if output is not None:
             values = [
-                rows_first(out if start is None else out - start, turn.rows)
+                rows_first(out.clone() if start is None else out - start, turn.rows)
                 for out, start in zip(described.tensors_of(output), entry, strict=True)
             ]
         if turn.full:
-            turn.remember(key, values)
+            turn.remember(key, values, own=True)
             return output
         forecast = turn.forecast(key)
         if not turn.none:
@@ -262,11 +267,12 @@ class _BlockStackAttachment(Attachment):
 
     def _probe(self, role: Any, plain: Callable, args: tuple, kwargs: dict) -> Any:
         turn = self.turn
+        if not turn.run.in_forward or self.modulated is not None:
+            return plain(*args, **kwargs)
         if role.first_head:
             self.head_entry = self.recording.hidden_input(role.list_index, args, kwargs)
         output = plain(*args, **kwargs)
-        asked = role.last_head and turn.run.method.policy.evidence is ProbeChange
-        if not asked or self.modulated is not None:
+        if not role.last_head:
             return output
         after = self.recording.hidden_output(role.list_index, output, self.head_entry)
         residual = rows_first(after - self.head_entry, turn.rows)

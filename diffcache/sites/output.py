@@ -45,7 +45,8 @@ class OutputAttachment(Attachment):
         self._names = Names(plain_module(denoiser).forward)
 
     def run(self, turn: Turn) -> Any:
-        if not turn.can_forecast(self._signal, 1 if "lone" in turn.lane.memory else turn.rows):
+        rows = 1 if "lone" in turn.lane.memory else turn.rows
+        if not (turn.full or turn.can_forecast(self._signal, rows)):
             turn.compute_all()
         if turn.full:
             output = turn.invoke(turn.args, turn.kwargs)

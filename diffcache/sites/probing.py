@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.kernels import latent_difference
+from diffcache.kernels import forecast_error
 from diffcache.runtime.turn import Turn
 
 from .modulated import ModulatedInput
@@ -17,8 +17,7 @@ def ask(turn: Turn, probe: Tensor) -> Tensor | None:
     """Asks the policy with a probe, where it is to be asked; what the probe last was."""
     known = turn.lane.memory.get("probe")
     if known is not None and (turn.mask is None or turn.lagged):
-        found = latent_difference([known, probe], [1.0, -1.0])
-        turn.ask(found.abs_difference, found.abs_reference)
+        turn.ask(forecast_error((known, probe), (1.0, -1.0), absolute=True))
     elif turn.mask is None:
         turn.compute_all()
     return known

@@ -99,6 +99,15 @@ class Plan:
     sinks: tuple[int, ...]
     inner: frozenset[tuple[str, int]]
 
+    def serves(self, block: nn.Module, probed: bool) -> bool:
+        """Whether a full call has something to learn of `block`; of the head where it is probed."""
+        role = self.roles.get(id(block))
+        if role is None:
+            return False
+        if role.kind == "bypassed":
+            return role.source or role.sink
+        return probed or role.kind == "last"
+
 
 class Recording:
     """What a full pass through `lists` of blocks has shown.
@@ -134,7 +143,7 @@ class Recording:
     def record(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict) -> Any:
         """Calls the block and notes the order and what it was handed."""
         index = self._where[id(block)]
-        bound = self._bind(index, args, kwargs)
+        bound = self.inputs(index, args, kwargs)
         if self._last is not None and self._last[0] == index:
             for position, leaf in enumerate(self._last[1]):
                 for name, value in bound.items():
@@ -202,17 +211,9 @@ class Recording:
         if not {id(block) for block in self._borders(order)} <= self._border:
             self.calls.clear()
 
-    def _bind(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
+    def inputs(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
+        """What a block of list `index` is called with, by name."""
         return self._names[index](args, kwargs)
-
-    def inputs(self, index: int, args: tuple, kwargs: dict) -> dict[int, Tensor]:
-        """What enters list `index`, by the position of the output leaf that it becomes."""
-        bound = self._bind(index, args, kwargs)
-        return {
-            position: bound[name]
-            for position, name in self._ties[index].items()
-            if isinstance(bound.get(name), Tensor)
-        }
 
     def entry_names(self, index: int, described: Described) -> tuple[str | None, ...]:
         """The arguments by which list `index` is entered, for each tensor of its output."""
@@ -223,13 +224,15 @@ class Recording:
         return self._names[index]
 
     def matching(
-        self, index: int, described: Described, entries: dict[int, dict[int, Tensor]]
+        self, index: int, described: Described, entry: dict[str, Any]
     ) -> list[Tensor | None]:
-        """The list's input for each output tensor; None where it is unknown or of another shape."""
-        entry = entries.get(index, {})
-        found = [entry.get(position) for position in described.positions]
+        """What entered the list for each output tensor, with the `inputs` of its first block.
+
+        None where it is unknown or of another shape.
+        """
+        found = map(entry.get, self.entry_names(index, described))
         return [
-            tensor if tensor is not None and tensor.shape == meta[0] else None
+            tensor if isinstance(tensor, Tensor) and tensor.shape == meta[0] else None
             for tensor, meta in zip(found, described.metas, strict=True)
         ]
 
@@ -239,7 +242,7 @@ class Recording:
 
     def hidden_input(self, index: int, args: tuple, kwargs: dict) -> Tensor:
         """The main stream among a block's arguments."""
-        return self._bind(index, args, kwargs)[self._hidden_name(index)]
+        return self.inputs(index, args, kwargs)[self._hidden_name(index)]
 
     def hidden_output(self, index: int, output: Any, entry: Tensor) -> Tensor:
         """The main stream in a block's output, which entered the block as `entry`."""

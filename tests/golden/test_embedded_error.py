@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import diffcache
 from diffcache.kernels import latent_difference
-from diffcache.policies import ForecastError
+from diffcache.policies import ErrorBudget, ForecastError
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
 
@@ -59,7 +60,7 @@ def ratios(sigmas: torch.Tensor) -> torch.Tensor:
         if i >= 2:
             newest = latents[i - 2 : i + 2][::-1]
             raw = latent_difference(newest, [1.0, -3.0, 3.0, -1.0]).sq_difference.sqrt()
-            found.append(raw / (error * truth[i].norm()))
+            found.append(raw / (error[0] * truth[i].norm()))
     return torch.cat(found)
 
 
@@ -71,3 +72,22 @@ def test_proportional_to_the_third_order_difference_on_a_uniform_grid():
 def test_not_proportional_on_an_uneven_grid():
     found = ratios((torch.linspace(1, 0, 21) ** 3).double())
     assert found.max() / found.min() > 3
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_errors_are_told_to_policies_that_read_them(dit, generate, reads):
+    told = []
+
+    class Told(ErrorBudget):
+        reads_error = reads
+
+        def observe(self, step, error, computed, state):
+            told.append(error)
+            return super().observe(step, error, computed, state)
+
+    diffcache.wrap(dit, policy=Told(tolerance=0.0))
+    generate(dit, samples=2, steps=12)
+    assert torch.stack(told).shape == (12, 2)
+    # The first step has nothing to be compared with.
+    assert torch.stack(told)[1:].isfinite().all() == reads
+    assert told[0].isnan().all()

@@ -95,6 +95,19 @@ def test_values_are_copies_and_forecasts_are_new_memory():
     assert history.forecast(Reuse(), 2.0)[0].tolist() == [[1.0] * 3] * 2
 
 
+def test_owned_values_are_kept_as_they_are():
+    history = History(2)
+    owned = [torch.full((2, 3), float(step)) for step in range(3)]
+    for step, value in enumerate(owned):
+        history.append([value], float(step), step, own=True)
+    assert [slot[0].data_ptr() for slot in history.slots] == [v.data_ptr() for v in owned[:0:-1]]
+    copied = torch.full((2, 3), 3.0)
+    history.append([copied], 3.0, 3)
+    assert torch.equal(history.forecast(Newton(1), 4.0)[0], torch.full((2, 3), 4.0))
+    copied.zero_()
+    assert torch.equal(history.forecast(Newton(1), 4.0)[0], torch.full((2, 3), 4.0))
+
+
 def test_memory_is_bounded_and_reported():
     history = History(2)
     for step in range(9):

@@ -13,7 +13,7 @@ from accelerate.hooks import (
 )
 
 import diffcache
-from diffcache.sites.gate import _Gate, close_gate, open_gate
+from diffcache.sites.gate import _Gate, close_gate, lift_gates, lower_gates, open_gate
 
 
 class Counting(ModelHook):
@@ -52,6 +52,43 @@ def test_gates_nest_and_leave_nothing(gate):
     assert dict(vars(module)) == before
     close_gate(module)
     assert dict(vars(module)) == before
+
+
+def test_lifted_gates_come_back(gate):
+    module, shared = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = dict(vars(module))
+    for each in (module, shared, shared):
+        open_gate(each)
+    gated = [dict(vars(each)) for each in (module, shared)]
+    lifted = lift_gates([module, shared])
+    # The other user of a shared module counts on its gate.
+    assert [dict(vars(each)) for each in (module, shared)] == [before, gated[1]]
+    lower_gates(lifted)
+    assert [dict(vars(each)) for each in (module, shared)] == gated
+    close_gate(module)
+    assert dict(vars(module)) == before
+
+
+def test_a_lifted_gate_comes_back_beside_one_that_was_opened_meanwhile(gate):
+    module = torch.nn.Linear(2, 2)
+    before = dict(vars(module))
+    open_gate(module)
+    lifted = lift_gates([module])
+    open_gate(module)
+    lower_gates(lifted)
+    close_gate(module)
+    assert dict(vars(module)) != before
+    close_gate(module)
+    assert dict(vars(module)) == before
+
+
+def test_a_lifted_gate_leaves_who_replaced_it_alone():
+    module = torch.nn.Linear(2, 2)
+    open_gate(module)
+    lifted = lift_gates([module])
+    mine = module.__dict__["_compiled_call_impl"] = lambda x: x + 1
+    lower_gates(lifted)
+    assert module.__dict__["_compiled_call_impl"] is mine
 
 
 def test_gate_left_alone_by_who_replaced_it():
