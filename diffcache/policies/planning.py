@@ -33,6 +33,7 @@ class Plan:
         protected: of each step, whether it is always computed; the first is in any case.
         longest: how many steps in a row may be skipped.
         first: by how much errors are multiplied where the first value alone stands in.
+        most: the largest number of computed steps that is asked for; all of them if None.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Plan:
         protected: Sequence[bool] = (),
         longest: int = LONGEST,
         first: float = 1.0,
+        most: int | None = None,
     ) -> None:
         self.steps = steps = len(times)
         self.longest = longest
@@ -56,7 +58,8 @@ class Plan:
                 self._costs[b, :, step - b :] = np.inf
         # By left, b and back: the least cost from b on with `left` more to compute, and the gap
         # that begins it.
-        self._ahead = np.full((steps + 1, steps, longest + 2), np.inf)
+        most = steps if most is None else min(most, steps)
+        self._ahead = np.full((most + 1, steps, longest + 2), np.inf)
         self._gaps = np.zeros(self._ahead.shape, dtype=np.int64)
         for b in range(steps - 1, -1, -1):
             rest = steps - 1 - b
@@ -88,13 +91,16 @@ class Plan:
             older: the one computed before it; `newest` where there is none.
         """
         left = min(left, self.steps - step)
-        gaps = np.arange(step - newest - 1, min(self.longest, self.steps - 2 - newest) + 1)
-        if left <= 0 or not len(gaps):
+        if left <= 0:
             return False
+        gaps = np.arange(step - newest - 1, min(self.longest, self.steps - 2 - newest) + 1)
         back = min(newest - older, self.longest + 1)
         ahead = self._ahead[left - 1, newest + 1 + gaps, gaps + 1]
         found = self._costs[newest, back, gaps] + ahead
-        return np.isfinite(found[0]) and int(found.argmin()) == 0
+        if not np.isfinite(found).any():
+            # So few do not suffice for the gaps that plans have; they are spread evenly.
+            return (step - newest) * (left + 1) >= self.steps - newest
+        return int(found.argmin()) == 0
 
 
 def _costs(

@@ -17,6 +17,8 @@ from .planning import LONGEST, Plan
 # should.
 _FIRST = 0.3
 
+_FURTHEST = 20
+
 
 def planned(grid: Grid, first: int, stride: int, count: int) -> Plan:
     """The plan for every `stride`-th step from `first` on, of which `count` are to be computed.
@@ -24,13 +26,13 @@ def planned(grid: Grid, first: int, stride: int, count: int) -> Plan:
     Predictions are taken for what kriging takes them for, so that the plan asks for no calibration.
     """
     steps = len(grid.times[first::stride])
-    # Room for gaps twice as long as even ones.
-    enough = max(LONGEST, ceil(2 * steps / max(count, 1)))
-    return _planned(grid, first, stride, int(min(enough, grid.cap, steps)))
+    # Room for gaps twice as long as even ones, as far as a plan is made in a moment.
+    enough = min(max(LONGEST, ceil(2 * steps / max(count, 1))), _FURTHEST)
+    return _planned(grid, first, stride, int(min(enough, grid.cap, steps)), count)
 
 
 @lru_cache(maxsize=64)
-def _planned(grid: Grid, first: int, stride: int, longest: int) -> Plan:
+def _planned(grid: Grid, first: int, stride: int, longest: int, most: int) -> Plan:
     model, own = Kriging(), slice(first, None, stride)
     clock = torch.tensor(grid.times[own], dtype=torch.float64)
     gram = model.covariance(clock[:, None] - clock[None, :])

@@ -1,6 +1,7 @@
 """A share of the run as a target, a fixed size of the batch's part, and tolerances by name."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -73,6 +74,13 @@ def test_each_evaluation_of_a_step_meets_the_share(compute):
 def test_a_plan_without_a_cap_has_room_for_few_steps():
     mask = played(ErrorBudget(compute=0.06), grid(50, 1, protect=(1, 0), cap=float("inf")), [1.0])
     assert int(mask.sum()) == 3
+
+
+def test_steps_too_few_for_a_plan_are_spread():
+    plan = grid(200, 1, protect=(1, 0), cap=float("inf"))
+    mask = played(ErrorBudget(compute=0.02), plan, [1.0])
+    found = mask[:, 0].nonzero()[:, 0].tolist()
+    assert len(found) == 4 and max(b - a for a, b in pairwise([*found, 200])) <= 50
 
 
 def test_a_share_below_what_guards_compute_computes_no_more_than_they_do():
