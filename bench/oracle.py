@@ -5,9 +5,9 @@
     python bench/oracle.py --report                          # redo docs/benchmarks.md
 
 Every mask that computes the first and the last step is played, for each sample, with the forecast
-of `adaptive` on skipped steps. Masks share their
-prefixes: a level of the tree of decisions is one batch, which doubles from step to step. Results
-are appended to bench/results/oracle.jsonl.
+of `adaptive` on skipped steps and its corrections. Masks share their prefixes: a level of the tree
+of decisions is one batch, which doubles from step to step. Results are appended to
+bench/results/oracle.jsonl.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import pareto_report
 import record
 import torch
+from candidates import label
 from cells import Cell, arguments, load
 from oracle_tree import Tree
 
@@ -32,13 +33,16 @@ CELLS = {"unet": "ddim", "dit": "flow"}
 """Samplers without a memory of their own, whose steps depend on nothing but the latents."""
 
 TOLERANCES = (0.007, 0.015, 0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92)
+SETTINGS = (
+    *({"tolerance": tolerance} for tolerance in TOLERANCES),
+    *({"compute": round(count / 12, 3)} for count in range(4, 10)),
+)
 UNGUARDED = {"protect": (1, 1), "max_consecutive_skips": None, "force": True}
 
 
-def adaptive(pipe: Any, call: Any, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+def adaptive(pipe: Any, call: Any, setting: dict) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of `adaptive` without guards, and its mask `[samples, steps]`."""
-    options = {"tolerance": tolerance, **UNGUARDED}
-    with diffcache.wrapped(pipe, "adaptive", **options):
+    with diffcache.wrapped(pipe, "adaptive", **setting, **UNGUARDED):
         pictures = pipe(**call()).images
         return pictures, diffcache.report(pipe).mask.T.numpy()
 
@@ -76,8 +80,8 @@ def measure(pipeline: str, pairs: list[dict], steps: int) -> list[dict[str, Any]
         rows.append(
             {"kind": "best fixed mask", "computed": k, **_spread(fixed[fixed.mean(1).argmax()])}
         )
-    for tolerance in TOLERANCES:
-        pictures, mask = adaptive(pipe, call, tolerance)
+    for setting in SETTINGS:
+        pictures, mask = adaptive(pipe, call, setting)
         values = metrics.psnr(pictures, tree.reference)
         played = (mask[:, None] == masks[None]).all(2).argmax(1)
         numbers = mask.sum(1).tolist()
@@ -85,7 +89,7 @@ def measure(pipeline: str, pairs: list[dict], steps: int) -> list[dict[str, Any]
         rows.append(
             {
                 "kind": "adaptive",
-                "tolerance": tolerance,
+                "setting": label(setting),
                 "computed": float(np.mean(numbers)),
                 **_spread(values),
                 "gap": round(float(gaps.mean()), 2) + 0.0,

@@ -14,7 +14,9 @@ def newest(path: Path) -> dict[tuple, list[dict]]:
     latest: dict[tuple, dict] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
-        point = row["tolerance"] if row["kind"] == "adaptive" else row["computed"]
+        point = row.get("setting") if row["kind"] == "adaptive" else row["computed"]
+        if point is None:
+            continue
         latest[row["pipeline"], row["steps"], row["kind"], point] = row
     grouped: dict[tuple, list[dict]] = {}
     for (pipeline, steps, _, _), row in latest.items():

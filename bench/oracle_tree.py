@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from diffcache import metrics
 from diffcache.methods import find
+from diffcache.predictors import correction
 from diffcache.runtime.timetable import Timetable
 
 ROWS = 32
@@ -72,7 +74,8 @@ class Tree:
         self.branches = self.calls[0][self.name].shape[0] // self.samples
         self.guidance = call.get("guidance_scale", 1.0)
         self.steps = len(self.calls)
-        self.times = Timetable(pipe.scheduler).coordinates
+        timetable = Timetable(pipe.scheduler)
+        self.times, self.course = timetable.coordinates, timetable.course
 
     def _record(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         self.calls.append({**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs})
@@ -113,13 +116,14 @@ class Tree:
         return level
 
     def _next(self, level: _Level, step: int) -> _Level:
-        computed = self._computed(level, step)
+        plain = self._computed(level, step)
+        computed, corrected = self._corrected(level, plain, step)
         predicted = torch.cat([computed[:, None], level.values[:, :-1]], 1)
         here = torch.full((len(level.times), 1), self.times[step], dtype=torch.float64)
         done = _Level(
             level.sample,
             _with(level.masks, True),
-            level.latents,
+            corrected,
             predicted,
             torch.cat([here, level.times[:, :-1]], 1),
         )
@@ -156,6 +160,18 @@ class Tree:
             weights[rows, :count] = PREDICTOR.coefficients(level.times[rows, :count], t)
         shape = (*weights.shape, *(1,) * (level.values.ndim - 2))
         return (level.values * weights.to(level.values.dtype).reshape(shape)).sum(1)
+
+    def _corrected(self, level: _Level, computed: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The prediction and the latents, where a gap ends here as the library corrects them."""
+        weights = torch.zeros(len(computed), KEPT + 1)
+        for row, times in enumerate(level.times.tolist()):
+            known = (self.times[step], *(time for time in times if not isnan(time)))
+            if (found := correction(PREDICTOR, self.course, known)) is not None:
+                weights[row, : len(found.sample)] = torch.tensor(found.sample)
+        values = torch.cat([computed[:, None], level.values], 1)
+        off = (values * weights.reshape(*weights.shape, *(1,) * (computed.ndim - 1))).sum(1)
+        slope, unit = self.course.slopes[step], self.course.units[step]
+        return computed + slope * off, level.latents + unit * off
 
     def _computed(self, level: _Level, step: int) -> Tensor:
         """Guided predictions of all branches."""

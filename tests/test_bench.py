@@ -166,7 +166,7 @@ def test_the_report_is_written_from_rows_old_and_new(of, tmp_path, capsys):
     oracle = [
         {**shared, "kind": "oracle", "computed": 6},
         {**shared, "kind": "best fixed mask", "computed": 6},
-        {**shared, "kind": "adaptive", "tolerance": 1, "computed": 6, "gap": 2.5, "gap_p95": 3.0},
+        {**shared, "kind": "adaptive", "setting": 1, "computed": 6, "gap": 2.5, "gap_p95": 3.0},
     ]
     (tmp_path / "oracle.jsonl").write_text("\n".join(map(json.dumps, oracle)))
     of("pareto_report").write(tmp_path, tmp_path)
