@@ -37,11 +37,11 @@ and take two norms; diffusers, which costs less, compares one block's residual a
 output. On the stack most goes to the blocks at the ends of the lists, of which the first and last
 tell what the list has added.
 
-A wait as long as our code takes, in a loop that touches nothing, does not slow the model, and what is
-quicker in a loop is often no quicker after a forward, where its code has left the caches.
+A wait as long as our code takes, in a loop that touches nothing, does not slow the model, and what
+is quicker in a loop is often no quicker after a forward, where its code has left the caches.
 
-Next to try: one copy for the lane and the evidence where guidance mixes no branches; a policy's state
-as numbers where there is one sample; evidence and decision in one compiled function."""
+Next to try: one copy for the lane and the evidence where guidance mixes no branches; a policy's
+state as numbers where there is one sample; evidence and decision in one compiled function."""
 
 
 def by_machine(heads: list[str], rows: list[Row], cells: Callable[[Row], list]) -> list[str]:
