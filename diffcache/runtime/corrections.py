@@ -60,7 +60,7 @@ class Corrections:
         everyone = computed is None or all(computed)
         self.history.append([prediction], time, index, None if everyone else computed)
         rows = self.history.rows
-        if any(history.rows % rows for history in histories):
+        if not self._ends_gaps() or any(history.rows % rows for history in histories):
             return {}
         found = [self._of(row, index, histories) for row in range(rows)]
         place = next((each.place for each in found if each is not None), None)
@@ -82,6 +82,11 @@ class Corrections:
             "model_output": prediction.add(off, alpha=slope),
             "sample": sample.add(off.to(sample.dtype), alpha=unit),
         }
+
+    def _ends_gaps(self) -> bool:
+        """Whether any sample's newest value is not of the step after the one before."""
+        anchors = self.history.anchors[:1] if self.history.level else self.history.anchors
+        return any(len(own) > 1 and own[0].step > own[1].step + 1 for own in anchors)
 
     def _of(self, row: int, index: int, histories: Sequence[History]) -> Correction | None:
         """The correction of a sample, whose branches must have been computed along with it."""
