@@ -115,14 +115,19 @@ def _root(ratio: float) -> float:
     return _root(_DROWNED) * (1 + log(ratio / _DROWNED) / 3)
 
 
-def weights(levels: list[float], flow: bool) -> list[float]:
+def ends_clean(scheduler: Any) -> bool:
+    """Whether the last step gives the clean sample itself, and not one that has some noise left."""
+    return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) == 1.0
+
+
+def weights(levels: list[float], flow: bool, clean: bool = True) -> list[float]:
     """How far each step moves x/α for a unit prediction, over the median of all steps.
 
     In units of the clean sample an early error weighs what it does at the end: it is
     |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others. The median,
-    because the first step of a schedule that begins in pure noise is as long as one cares
-    to clamp it. The last step weighs `_LAST` times what it moves, and no less than the median: it
-    gives the clean sample itself, whose error does not vanish with the noise that is left.
+    because the first step of a schedule that begins in pure noise is as long as one cares to clamp
+    it. The last step weighs `_LAST` times what it moves, and no less than the median where it gives
+    the `clean` sample itself, whose error does not vanish with the noise that is left.
     """
     ends = [*levels, 0.0]
     scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in ends]
@@ -132,7 +137,7 @@ def weights(levels: list[float], flow: bool) -> list[float]:
         end = next((j for j in range(i + 1, len(ends)) if ends[j] != start), -1)
         moved.append(abs(ends[end] - start) / scales[end])
     middle = median(moved) if moved else 0.0
-    moved[-1:] = [max(_LAST * move, middle) for move in moved[-1:]]
+    moved[-1:] = [max(_LAST * move, middle if clean else 0.0) for move in moved[-1:]]
     return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
 
 

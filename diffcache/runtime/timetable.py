@@ -11,7 +11,16 @@ from diffcache.policies import Grid, Step
 
 from .guards import Guards
 from .reading import number, on_host
-from .schedulers import coordinates, course, is_flow, noise, out_of_1000, timesteps_of, weights
+from .schedulers import (
+    coordinates,
+    course,
+    ends_clean,
+    is_flow,
+    noise,
+    out_of_1000,
+    timesteps_of,
+    weights,
+)
 
 
 class Timetable:
@@ -35,7 +44,8 @@ class Timetable:
         self._source = getattr(scheduler, "timesteps", None)
         self._address = _address(self._source, len(self.timesteps))
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
-        self.coordinates, self.weights = coordinates(levels, flow), weights(levels, flow)
+        self.coordinates = coordinates(levels, flow)
+        self.weights = weights(levels, flow, ends_clean(scheduler))
         self.course = course(scheduler, self.coordinates, levels, flow)
         self.begin = 0
         self.total: int | None = None

@@ -13,12 +13,20 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from diffcache.runtime.schedulers import coordinates, is_flow, noise, timesteps_of, weights
+from diffcache.runtime.schedulers import (
+    coordinates,
+    ends_clean,
+    is_flow,
+    noise,
+    timesteps_of,
+    weights,
+)
 
 
 def of(scheduler: Any, steps: int = 20) -> list[float]:
     scheduler.set_timesteps(steps)
-    return weights(noise(scheduler, timesteps_of(scheduler)), is_flow(scheduler))
+    levels = noise(scheduler, timesteps_of(scheduler))
+    return weights(levels, is_flow(scheduler), ends_clean(scheduler))
 
 
 def relative(moves: list[float]) -> list[float]:
@@ -47,6 +55,13 @@ def test_flow_steps_weigh_by_their_length_over_the_signal_after_them():
     sigmas = scheduler.sigmas.double().tolist()
     moves = [(a - b) / (1 - b) for a, b in pairwise(sigmas)]
     assert found == pytest.approx(relative(moves), rel=1e-4)
+
+
+def test_a_last_step_that_leaves_noise_weighs_what_it_moves():
+    vp = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    clean, noisy = (of(DDIMScheduler(set_alpha_to_one=one, **vp), 20) for one in (True, False))
+    assert clean[:-1] == noisy[:-1]
+    assert clean[-1] == 1.0 and noisy[-1] < 0.7
 
 
 def test_a_schedule_that_begins_in_pure_noise_leaves_the_others_their_weight():
