@@ -10,7 +10,10 @@ KINDS = ("oracle", "best fixed mask", "adaptive")
 
 
 def newest(path: Path) -> dict[tuple, list[dict]]:
-    """Rows by pipeline and steps; a later row of one point replaces an earlier one."""
+    """Rows by pipeline and steps; a later row of one point replaces an earlier one.
+
+    Bounds that were measured before corrections, beside no newer `adaptive`, are left out.
+    """
     latest: dict[tuple, dict] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
@@ -21,7 +24,7 @@ def newest(path: Path) -> dict[tuple, list[dict]]:
     grouped: dict[tuple, list[dict]] = {}
     for (pipeline, steps, _, _), row in latest.items():
         grouped.setdefault((pipeline, steps), []).append(row)
-    return grouped
+    return {key: rows for key, rows in grouped.items() if any("setting" in row for row in rows)}
 
 
 def table(rows: list[dict]) -> str:

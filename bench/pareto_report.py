@@ -184,7 +184,8 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "which is named. It fails (bold) where the margin is smaller than asked and `adaptive` is "
         "below the noise floor (bf16 against fp32; the cap where that is not measured), or where "
         "it surely (95 % bootstrap interval of the difference, over prompts) matches fewer "
-        "captions than the full run, or is farther from real scenes.",
+        "captions than the full run, or is farther from real scenes. Why, and what was tried, is "
+        "in [design.md](design.md#a-quarter-of-the-run).",
         verdicts(grouped),
     ]
     for cell, families in grouped.items():

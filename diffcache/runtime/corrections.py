@@ -11,7 +11,7 @@ from torch import Tensor
 from diffcache.kernels import combine
 from diffcache.predictors import Correction, Course, Predictor, correction
 
-from .history import History
+from .history import Anchor, History
 from .lanes import Lane
 from .schedulers import restate
 
@@ -85,8 +85,8 @@ class Corrections:
 
     def _ends_gaps(self) -> bool:
         """Whether any sample's newest value is not of the step after the one before."""
-        anchors = self.history.anchors[:1] if self.history.level else self.history.anchors
-        return any(len(own) > 1 and own[0].step > own[1].step + 1 for own in anchors)
+        anchors = self.history.anchors
+        return _ends_gap(anchors[0]) if self.history.level else any(map(_ends_gap, anchors))
 
     def _of(self, row: int, index: int, histories: Sequence[History]) -> Correction | None:
         """The correction of a sample, whose branches must have been computed along with it."""
@@ -97,6 +97,10 @@ class Corrections:
         if any(own != anchors for history in histories for anchors in history.anchors[row::rows]):
             return None
         return correction(self.predictor, self.course, tuple(anchor.time for anchor in own))
+
+
+def _ends_gap(anchors: Sequence[Anchor]) -> bool:
+    return len(anchors) > 1 and anchors[0].step > anchors[1].step + 1
 
 
 def _padded(weights: Sequence[float], count: int) -> list[float]:
