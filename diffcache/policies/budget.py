@@ -11,9 +11,9 @@ from torch import Tensor
 from .base import ForecastError, Policy, State, Step, check_number, per_sample
 from .targets import planned
 
-# Of each sample, where a share of the run is asked for: steps seen, steps computed, the last of
-# them and the one before.
-_BOOKS = ("seen", "computed", "newest", "older")
+# Of each sample, where a share of the run is asked for: the first step seen, how many were seen and
+# how many computed, and which of those seen were the last two of these.
+_BOOKS = ("first", "seen", "computed", "newest", "older")
 
 QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
 
@@ -96,6 +96,7 @@ class ErrorBudget(Policy):
         state = {**state, "spent": state["spent"].masked_fill(computed, 0.0)}
         if self.compute is not None:
             seen, newest = state["seen"], state["newest"]
+            state["first"] = state["first"].masked_fill(seen == 0, step.index)
             state["seen"] = seen + 1
             state["computed"] = state["computed"] + computed
             state["older"] = newest.where(computed, state["older"])
@@ -119,12 +120,13 @@ class ErrorBudget(Policy):
         books = zip(*(state[name].int().tolist() for name in _BOOKS), strict=True)
         return torch.tensor([self._computes(step, *sample) for sample in books])
 
-    def _computes(self, step: Step, seen: int, computed: int, newest: int, older: int) -> bool:
-        if not computed:
+    def _computes(
+        self, step: Step, first: int, seen: int, computed: int, newest: int, older: int
+    ) -> bool:
+        if not seen:
             return True
         # A sampler that evaluates twice a step has a state for each evaluation.
-        stride = max(1, round((step.index + 0.5) / (seen + 0.5)))
-        first = step.index - stride * seen
+        stride = (step.index - first) // seen
         count = round(self.compute * len(step.grid.times[first::stride]))
         return planned(step.grid, first, stride, count).computes(
             seen, count - computed, newest, older

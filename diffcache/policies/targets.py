@@ -36,6 +36,5 @@ def _planned(grid: Grid, first: int, stride: int, longest: int, most: int) -> Pl
     model, own = Kriging(), slice(first, None, stride)
     clock = torch.tensor(grid.times[own], dtype=torch.float64)
     gram = model.covariance(clock[:, None] - clock[None, :])
-    return Plan(
-        gram, grid.times[own], grid.weights[own], model, grid.protected[own], longest, _FIRST
-    )
+    weights, protected = grid.weights[own], grid.protected[own]
+    return Plan(gram, grid.times[own], weights, model, protected, longest, _FIRST, most)

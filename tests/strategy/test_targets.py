@@ -71,6 +71,21 @@ def test_each_evaluation_of_a_step_meets_the_share(compute):
     assert computed == [round(compute * 20), round(compute * 19)]
 
 
+def test_a_run_that_begins_afresh_plans_what_is_left():
+    plan, policy = grid(28, 3, protect=(1, 0)), ErrorBudget(compute=0.5)
+    state, computed = policy.init(1), []
+    unknown = torch.full((1,), NAN, dtype=torch.float64)
+    for i in range(10, 28):
+        step = Step(i, 28, plan.weights[i], grid=plan)
+        # The runtime computes a first step without asking.
+        mask = torch.ones(1, dtype=torch.bool)
+        if i > 10:
+            mask, state = policy.decide(step, ForecastError(unknown), state)
+        state = policy.observe(step, unknown, mask, state)
+        computed += [i] if mask.item() else []
+    assert computed[0] == 10 and len(computed) == 9 and 28 - computed[-1] <= 9
+
+
 def test_a_plan_without_a_cap_has_room_for_few_steps():
     mask = played(ErrorBudget(compute=0.06), grid(50, 1, protect=(1, 0), cap=float("inf")), [1.0])
     assert int(mask.sum()) == 3
