@@ -117,8 +117,10 @@ class ErrorBudget(Policy):
         return tuple(sorted({0, samples, *(size for size in self._sizes if size < samples)}))
 
     def _planned(self, step: Step, state: State) -> Tensor:
-        books = zip(*(state[name].int().tolist() for name in _BOOKS), strict=True)
-        return torch.tensor([self._computes(step, *sample) for sample in books])
+        books = list(zip(*(state[name].int().tolist() for name in _BOOKS), strict=True))
+        # Samples follow a plan alike, unless a guard or a full part of the batch set them apart.
+        wanted = {sample: self._computes(step, *sample) for sample in set(books)}
+        return torch.tensor([wanted[sample] for sample in books])
 
     def _computes(
         self, step: Step, first: int, seen: int, computed: int, newest: int, older: int

@@ -219,7 +219,7 @@ class Run:
         """What to give the scheduler's step in place of some of its arguments."""
         if self.corrections is None or self.full is not None:
             return {}
-        computed = None if self.samples is None else self._computed()
+        computed = None if self.samples is None else self._computed(self._decided())
         used, scheduler = self.lanes.used, self.scheduler
         return self.corrections.step(scheduler, arguments, computed, used, self.time, self.index)
 
@@ -256,7 +256,7 @@ class Run:
         mask = self._decided()
         stage = self.stage(self.samples)
         if self.full is None:
-            truth = self._computed()
+            truth = self._computed(mask)
             if not self.in_forward or any(truth):
                 policy = self.method.policy
                 found = stage.collector.after(self.time, self.index, prediction, latents, truth)
@@ -269,9 +269,8 @@ class Run:
         self._bound_by.append(self.forced)
         self.lane_masks = []
 
-    def _computed(self) -> list[bool]:
-        """Which samples' predictions come of nothing but computed calls."""
-        mask = self._decided()
+    def _computed(self, mask: list[bool]) -> list[bool]:
+        """Which samples of the `mask` have predictions that come of nothing but computed calls."""
         if self.lane_masks.count(mask) == len(self.lane_masks):
             return mask
         return [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
