@@ -1,7 +1,9 @@
-"""One library on one small Flux transformer; a line on stdin runs a generation with and without.
+"""One library on one small Flux transformer; a line on stdin runs generations with and without.
 
 Answers each line with JSON: the median seconds of a denoiser call and of a scheduler step, with
-the library and without it, on one model: twins differ by where their weights lie in memory.
+the library and without it, for some short turns of each. All on one model, as twins differ by where
+their weights lie in memory, and in turns as short as can be, as a shared machine is as fast as its
+neighbours let it be, which changes within a second.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import diffcache
 from diffcache.sites import BlockStack
 
 # Dual-stream and single-stream blocks, and steps of a generation: the 57 are those of Flux.1.
-SIZES = {"4": (2, 2, 40), "57": (19, 38, 12)}
+SIZES = {"4": (2, 2, 16), "57": (19, 38, 12)}
+TURNS = {"4": 8, "57": 1}
 
 
 def build(size: str) -> FluxTransformer2DModel:
@@ -121,19 +124,19 @@ def main() -> None:
     call = arguments()
     print("ready", flush=True)
     for _ in sys.stdin:
-        # Without, with, with, without: a process that has just waited runs slower at first.
-        plain = [generation(model, scheduler, steps, dict(call))]
-        put_on(library, model, scheduler, steps)
-        # diffusers' cache has no state outside of a context that the pipeline would open.
-        with model.cache_context("cond") if library == "diffusers" else nullcontext():
-            cached = [generation(model, scheduler, steps, dict(call)) for _ in range(2)]
-        take_off(library, model)
-        plain.append(generation(model, scheduler, steps, dict(call)))
-        means = {
-            "plain": map(fmean, zip(*plain, strict=True)),
-            "with": map(fmean, zip(*cached, strict=True)),
-        }
-        print(json.dumps({name: list(pair) for name, pair in means.items()}), flush=True)
+        turns = []
+        for _ in range(TURNS[size]):
+            # Without, with, with, without: what drifts in the meantime then does so for both.
+            plain = [generation(model, scheduler, steps, dict(call))]
+            put_on(library, model, scheduler, steps)
+            # diffusers' cache has no state outside of a context that the pipeline would open.
+            with model.cache_context("cond") if library == "diffusers" else nullcontext():
+                cached = [generation(model, scheduler, steps, dict(call)) for _ in range(2)]
+            take_off(library, model)
+            plain.append(generation(model, scheduler, steps, dict(call)))
+            pairs = {"plain": plain, "with": cached}
+            turns.append({n: [*map(fmean, zip(*p, strict=True))] for n, p in pairs.items()})
+        print(json.dumps(turns), flush=True)
 
 
 if __name__ == "__main__":

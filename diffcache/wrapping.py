@@ -218,11 +218,11 @@ class ModelWrapping:
 
     def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
         """The generation that serves a call of the denoiser with these arguments."""
-        before, run = waits(), self._generation and self._generation.run
+        before, run = waits.count, self._generation and self._generation.run
         # The first argument is the sample.
         given = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
         timestep = number_of(given, run and run.timetable)
-        waited = waits() - before
+        waited = waits.count - before
         if timestep is not None:
             if timestep > self._timestep and self._generation is not None:
                 self._end()

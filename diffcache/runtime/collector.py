@@ -11,6 +11,7 @@ from torch import Tensor
 from diffcache.policies import Evidence
 from diffcache.predictors import Predictor
 
+from .history import Anchor
 from .lanes import Lane
 from .reading import Reader
 
@@ -32,11 +33,11 @@ class Collector(ABC):
         """Takes in that a call of the step to come continues `lane`."""
 
     @abstractmethod
-    def before(self, time: float, step: int) -> Evidence:
-        """What a policy may read before step number `step` at coordinate `time`."""
+    def before(self, now: Anchor) -> Evidence:
+        """What a policy may read before the step that is `now` made."""
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
+        self, now: Anchor, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> list[float] | None:
         """Takes in a step: the guided prediction, the latents it gave, who was computed.
 

@@ -12,7 +12,7 @@ from diffcache.kernels import combine
 from diffcache.predictors import Correction, Course, Predictor, correction
 
 from .history import Anchor, History
-from .lanes import Lane
+from .lanes import Lanes
 from .schedulers import restate
 
 
@@ -38,31 +38,33 @@ class Corrections:
         scheduler: Any,
         arguments: dict[str, Any],
         computed: Sequence[bool] | None,
-        lanes: Sequence[Lane],
-        time: float,
-        index: int,
+        lanes: Lanes,
+        now: Anchor,
     ) -> dict[str, Tensor]:
         """What to give `scheduler.step` in place of some of its `arguments`.
 
         Args:
             computed: which samples were, None standing for all of them.
-            lanes: the guidance branches of the step; theirs are the values to be moved.
-            time: the step's coordinate.
-            index: its number.
+            lanes: those that the step has used are its guidance branches, whose values are moved.
+            now: when the step is made.
         """
         prediction, sample = arguments.get("model_output"), arguments.get("sample")
-        histories = [lane.histories.get("output") for lane in lanes]
         known = isinstance(sample, Tensor) and isinstance(prediction, Tensor)
-        if not known or sample.shape != prediction.shape or not histories or None in histories:
+        if not known or sample.shape != prediction.shape:
             return {}
         if computed is not None and not any(computed):
             return {}
-        everyone = computed is None or all(computed)
-        self.history.append([prediction], time, index, None if everyone else computed)
-        rows = self.history.rows
-        if not self._ends_gaps() or any(history.rows % rows for history in histories):
+        # Once there is something to correct, whose branches they are matters at a gap's end alone.
+        if not self.history.slots and _outputs(lanes) is None:
             return {}
-        found = [self._of(row, index, histories) for row in range(rows)]
+        everyone = computed is None or all(computed)
+        self.history.append([prediction], now, None if everyone else computed)
+        if not self._ends_gaps():
+            return {}
+        rows, histories = self.history.rows, _outputs(lanes)
+        if histories is None or any(history.rows % rows for history in histories):
+            return {}
+        found = [self._of(row, now.step, histories) for row in range(rows)]
         place = next((each.place for each in found if each is not None), None)
         if place is None:
             return {}
@@ -86,7 +88,7 @@ class Corrections:
     def _ends_gaps(self) -> bool:
         """Whether any sample's newest value is not of the step after the one before."""
         anchors = self.history.anchors
-        return _ends_gap(anchors[0]) if self.history.level else any(map(_ends_gap, anchors))
+        return any(map(_ends_gap, anchors[:1] if self.history.level else anchors))
 
     def _of(self, row: int, index: int, histories: Sequence[History]) -> Correction | None:
         """The correction of a sample, whose branches must have been computed along with it."""
@@ -97,6 +99,12 @@ class Corrections:
         if any(own != anchors for history in histories for anchors in history.anchors[row::rows]):
             return None
         return correction(self.predictor, self.course, tuple(anchor.time for anchor in own))
+
+
+def _outputs(lanes: Lanes) -> list[History] | None:
+    """The whole outputs of the step's branches; None where not all of them have kept theirs."""
+    found = [lane.histories.get("output") for lane in lanes.used]
+    return found if found and None not in found else None
 
 
 def _ends_gap(anchors: Sequence[Anchor]) -> bool:

@@ -22,7 +22,7 @@ from diffcache.policies import (
 from diffcache.predictors import Predictor
 
 from .collector import Collector
-from .history import History
+from .history import Anchor, History, Weights
 from .lanes import Lane
 from .reading import Reading, numbers
 
@@ -32,7 +32,7 @@ _THIRD = (1.0, -3.0, 3.0, -1.0)
 class NothingCollected(Collector):
     """For policies that decide from the step alone, or from inside the denoiser."""
 
-    def before(self, time: float, step: int) -> NoEvidence:
+    def before(self, now: Anchor) -> NoEvidence:
         return NoEvidence(self.samples)
 
 
@@ -46,22 +46,23 @@ class ForecastErrorCollector(Collector):
     def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
         super().__init__(samples, predictor, lagged)
         self.history = History(predictor.anchors)
-        self._by_noise = predictor.coordinate == "noise"
         # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
         self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
         # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
+        # Of the forecast of the step that was last looked ahead to.
+        self._ahead: Anchor | None = None
+        self._weights: Weights = ()
         self._growths = self._rates
         self._ones = torch.ones(samples, dtype=torch.float64)
 
-    def before(self, time: float, step: int) -> ForecastError:
-        while self._measured and self._measured[0][0] < step - 1:
+    def before(self, now: Anchor) -> ForecastError:
+        while self._measured and self._measured[0][0] < now.step - 1:
             _, squares, growths, computed = self._measured.pop(0)
             self._learn(_relative(squares.value().tolist()), growths, computed)
         if self.history.rows != self.samples:
             return ForecastError(self._unknown)
-        now = time if self._by_noise else float(step)
-        self._growths = self.history.growth(self.predictor, now)
+        self._look_ahead(now)
         predicted = list(map(mul, self._rates, self._growths))
         if predicted.count(predicted[0]) == len(predicted):
             # A fraction of what it costs to have torch look through a list, or fill a new tensor.
@@ -69,21 +70,27 @@ class ForecastErrorCollector(Collector):
         return ForecastError(torch.tensor(predicted, dtype=torch.float64))
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
+        self, now: Anchor, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> list[float] | None:
         if not any(computed):
             return None
         errors, values = None, [prediction]
         if self.history.fits(values):
-            squares = self._squares(time, step, prediction)
+            if self._ahead is not now:
+                self._look_ahead(now)
+            squares = self._squares(prediction)
             if self.reader.lagged:
-                self._measured.append((step, Reading(squares), self._growths, computed))
+                self._measured.append((now.step, Reading(squares), self._growths, computed))
             else:
                 # Where a batch is on another device, this is the one synchronisation of the step.
                 errors = _relative(numbers(squares))
                 self._learn(errors, self._growths, computed)
-        self.history.append(values, time, step, None if all(computed) else computed)
+        self.history.append(values, now, None if all(computed) else computed)
         return errors
+
+    def _look_ahead(self, now: Anchor) -> None:
+        self._ahead, coordinate = now, self.predictor.coordinate
+        self._weights, self._growths = self.history.outlook(self.predictor, now.on(coordinate))
 
     def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
         for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
@@ -91,10 +98,9 @@ class ForecastErrorCollector(Collector):
             if computed[sample] and not isnan(measured):
                 self._rates[sample] = measured
 
-    def _squares(self, time: float, step: int, truth: Tensor) -> Tensor:
+    def _squares(self, truth: Tensor) -> Tensor:
         """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
-        now = time if self._by_noise else float(step)
-        weights = self.history.weights(self.predictor, now)
+        weights = self._weights
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
         if weights.count(weights[0]) == len(weights):
             return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))
@@ -113,7 +119,7 @@ class LatentChangeCollector(Collector):
         super().__init__(samples, predictor, lagged)
         self.latents: list[Tensor] = []
 
-    def before(self, time: float, step: int) -> LatentChange:
+    def before(self, now: Anchor) -> LatentChange:
         if len(self.latents) < 2:
             return LatentChange(self._unknown, None)
         count = self.latents[0][0].numel()
@@ -126,14 +132,14 @@ class LatentChangeCollector(Collector):
         return LatentChange(changes[0], changes[1] if len(changes) == 2 else None)
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
+        self, now: Anchor, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> list[float] | None:
         # float() copies only when it must, and a pipeline may edit its latents in place.
         newest = latents.float() if latents.dtype != torch.float32 else latents.clone()
         if self.latents and self.latents[0].shape != newest.shape:
             self.latents = []
         self.latents = [newest, *self.latents[:3]]
-        return super().after(time, step, prediction, latents, computed)
+        return super().after(now, prediction, latents, computed)
 
     @property
     def bytes(self) -> int:
@@ -155,7 +161,7 @@ class PredictedChangeCollector(Collector):
         self.computed: list[Tensor] = []
         self.slope: Tensor | None = None
 
-    def before(self, time: float, step: int) -> PredictedChange:
+    def before(self, now: Anchor) -> PredictedChange:
         if len(self.latents) < 2 or self.slope is None:
             return PredictedChange(self._unknown)
         moved = latent_difference(self.latents, (1.0, -1.0)).abs_difference
@@ -163,7 +169,7 @@ class PredictedChangeCollector(Collector):
         return PredictedChange(self._unknown if read is None else read.double())
 
     def after(
-        self, time: float, step: int, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
+        self, now: Anchor, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> list[float] | None:
         # The latents that the prediction was made for; the first are not known.
         known = bool(self.latents) and self.latents[0].shape == prediction.shape
@@ -213,7 +219,7 @@ class ModuleChangeCollector(Collector):
     def attend(self, lane: Lane) -> None:
         self.lanes.append(lane)
 
-    def before(self, time: float, step: int) -> ModuleChange:
+    def before(self, now: Anchor) -> ModuleChange:
         found: dict[str, list[Tensor]] = {}
         for key, change in self._by_sample():
             found.setdefault(key, []).append(change)

@@ -91,12 +91,12 @@ class Generation:
             self.steps_seen += 1
             return
         self.turn = None
-        before = waits()
+        before = waits.count
         try:
             self._stepped(scheduler, kind, arguments, latents)
         except Exception as error:
             self._survive(error)
-        self.report.host_reads += waits() - before
+        self.report.host_reads += waits.count - before
 
     def _stepped(self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any) -> None:
         if self.run is None:
@@ -145,7 +145,7 @@ class Generation:
         """Serves one denoiser call: computes it, forecasts it, or some rows of each."""
         self.turn = None
         if not self.broken:
-            before = waits()
+            before = waits.count
             try:
                 self.turn = turn = self._turn(attachment, invoke, names, args, kwargs)
                 if turn is not None:
@@ -153,7 +153,7 @@ class Generation:
             except Exception as error:
                 self._survive(error)
             finally:
-                self.report.host_reads += waits() - before
+                self.report.host_reads += waits.count - before
         return self._plainly(invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:

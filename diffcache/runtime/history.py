@@ -24,6 +24,10 @@ class Anchor(NamedTuple):
     time: float
     step: int
 
+    def on(self, coordinate: str) -> float:
+        """The reading of a predictor's coordinate, "noise" or "step"."""
+        return self.time if coordinate == "noise" else float(self.step)
+
 
 # Runs over one timetable ask for the same few hundred combinations again and again.
 @lru_cache(maxsize=4096)
@@ -60,12 +64,9 @@ class History:
         self.slots: list[list[Tensor]] = []
         self._kinds: list[tuple] = []
         self.anchors: list[list[Anchor]] = []
+        self.rows = 0
         # Level: all rows were always computed together, so that their anchors agree.
         self.level = True
-
-    @property
-    def rows(self) -> int:
-        return len(self.anchors)
 
     @property
     def bytes(self) -> int:
@@ -85,12 +86,11 @@ class History:
     def append(
         self,
         leaves: Sequence[Tensor],
-        time: float,
-        step: int,
+        now: Anchor,
         rows: Sequence[bool] | None = None,
         own: bool = False,
     ) -> None:
-        """Stores `leaves`, each `[rows, ...]`, as computed at `time` for the rows where `rows`.
+        """Stores `leaves`, each `[rows, ...]`, as computed `now` for the rows where `rows`.
 
         None stands for all rows. Leaves that the history may `own` need not be copied. A value at
         the time of the newest one replaces it (PNDM repeats a timestep). Leaves of another shape,
@@ -99,13 +99,13 @@ class History:
         kinds = _kinds(leaves)
         if not self.slots or kinds != self._kinds:
             self.slots, self._kinds = [], kinds
-            self.anchors = [[] for _ in range(leaves[0].shape[0])]
+            self.rows = leaves[0].shape[0]
+            self.anchors = [[] for _ in range(self.rows)]
             self.level, rows = True, None
-        anchor = Anchor(time, step)
         if rows is None and self.level:
-            self._append_all(leaves, anchor, own)
+            self._append_all(leaves, now, own)
         else:
-            self._append_some(leaves, anchor, [True] * self.rows if rows is None else rows)
+            self._append_some(leaves, now, [True] * self.rows if rows is None else rows)
 
     def restamp(self, time: float) -> None:
         """Sets the time of the newest value of every row."""
@@ -120,7 +120,7 @@ class History:
             shared = [anchor, *shared[: self.capacity - 1]]
         else:
             shared = [anchor, *shared[1:]]
-        self.anchors = [shared] * len(self.anchors)
+        self.anchors = [shared] * self.rows
         if own:
             slots[0] = list(leaves)
             return
@@ -181,15 +181,16 @@ class History:
                 padded[row] = own + (0.0,) * (deepest - len(own))
         return tuple(padded)
 
-    def growth(self, predictor: Predictor, t: float) -> list[float]:
-        """The predictor's growth at `t` of each row, NaN for rows short of anchors."""
+    def outlook(self, predictor: Predictor, t: float) -> tuple[Weights, list[float]]:
+        """The predictor's weights at `t`, and each row's growth, NaN for rows short of anchors."""
         if self.level:
-            return list(_growth(predictor, self._clock(predictor), t)) * self.rows
+            clock = self._clock(predictor)
+            return _weights(predictor, clock, t), [*_growth(predictor, clock, t)] * self.rows
         grown = [nan] * self.rows
         for rows, clock in self._clocks(predictor):
             for row, value in zip(rows, _growth(predictor, clock, t), strict=True):
                 grown[row] = value
-        return grown
+        return self.weights(predictor, t), grown
 
     def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
         """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
@@ -219,5 +220,5 @@ class History:
         twin = History(self.capacity)
         twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
         twin._kinds = _kinds(twin.slots[0]) if twin.slots else []
-        twin.anchors, twin.level = list(anchors), self.level
+        twin.anchors, twin.rows, twin.level = list(anchors), len(anchors), self.level
         return twin

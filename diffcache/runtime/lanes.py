@@ -47,10 +47,10 @@ class Lane:
         self.memory: dict[Hashable, Any] = {}
         self.changes: dict[Hashable, Tensor] = {}
 
-    def history(self, key: Hashable, capacity: int | None = None) -> History:
-        """The values of a signal; where there are none, room for `capacity` of them."""
+    def history(self, key: Hashable, more: int = 0) -> History:
+        """The values of a signal; where there are none, room for some, and for so many `more`."""
         if key not in self.histories:
-            self.histories[key] = History(self.capacity if capacity is None else capacity)
+            self.histories[key] = History(self.capacity + more)
         return self.histories[key]
 
     def measure(self, key: Hashable, values: Sequence[Tensor], rows: Sequence[bool] | None) -> None:

@@ -13,12 +13,8 @@ class _Waits(threading.local):
     count = 0
 
 
-_waits = _Waits()
-
-
-def waits() -> int:
-    """How often this thread has waited for a value; differences of it are what counts."""
-    return _waits.count
+waits = _Waits()
+"""How often this thread has waited for a value, in `waits.count`; differences of it matter."""
 
 
 def on_host(tensor: Tensor) -> Tensor:
@@ -27,19 +23,19 @@ def on_host(tensor: Tensor) -> Tensor:
     A tensor that is on the host already counts as well, so that a count on the CPU is that of the
     same generation on a GPU.
     """
-    _waits.count += 1
+    waits.count += 1
     return tensor.cpu()
 
 
 def number(tensor: Tensor) -> float:
     """The value of a tensor of one element, once the device has got to it; counted."""
-    _waits.count += 1
+    waits.count += 1
     return float(tensor.item())
 
 
 def numbers(tensor: Tensor) -> list:
     """The values of a tensor as nested lists, once the device has got to it; counted."""
-    _waits.count += 1
+    waits.count += 1
     return tensor.tolist()
 
 

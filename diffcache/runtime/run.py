@@ -27,7 +27,7 @@ class Run:
     Attributes:
         total: steps of the run; None before the first was seen.
         index: steps made, which is the current step's number.
-        time: the coordinate of its noise.
+        now: when that is.
         step: what policies are told of it.
         predictor: the method's, on this run's timetable.
         in_forward: whether the policy's evidence appears inside the denoiser's forward.
@@ -82,7 +82,8 @@ class Run:
     def _enter(self, index: int) -> None:
         """Makes `index` the current step."""
         self.index = index
-        self.time, self.step = self.timetable.time(index), self.timetable.step(index)
+        self.now, self.step = self.timetable.at(index)
+        self._settled: tuple[list[bool], list[bool]] | None = None
 
     def opens(self, timestep: Tensor | float | None) -> bool:
         """Whether a call at `timestep`, before any step, is one of the first step's."""
@@ -106,9 +107,9 @@ class Run:
         self.total = timetable.total
         self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)
-        self.lanes.restamp(self.time)
+        self.lanes.restamp(self.now.time)
         if self.corrections is not None:
-            self.corrections.history.restamp(self.time)
+            self.corrections.history.restamp(self.now.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
 
@@ -158,7 +159,7 @@ class Run:
             if all(self.forced):
                 self.decision = [True] * self.samples
             return self.decision
-        evidence = stage.collector.before(self.time, self.index)
+        evidence = stage.collector.before(self.now)
         policy = self.method.policy
         wanted, stage.state = policy.decide(self.step, evidence, stage.state)
         self.decision = self._bind(wanted, policy.groups or evidence.groups)
@@ -219,9 +220,8 @@ class Run:
         """What to give the scheduler's step in place of some of its arguments."""
         if self.corrections is None or self.full is not None:
             return {}
-        computed = None if self.samples is None else self._computed(self._decided())
-        used, scheduler = self.lanes.used, self.scheduler
-        return self.corrections.step(scheduler, arguments, computed, used, self.time, self.index)
+        computed = None if self.samples is None else self._outcome()[1]
+        return self.corrections.step(self.scheduler, arguments, computed, self.lanes, self.now)
 
     def stepped(self, arguments: dict[str, Any], latents: Tensor, total: int | None) -> None:
         """Takes in a scheduler step; the next denoiser call belongs to the next step.
@@ -253,27 +253,28 @@ class Run:
 
     def _observe(self, prediction: Tensor, latents: Tensor) -> None:
         """Evidence and books for the step just made."""
-        mask = self._decided()
+        mask, truth = self._outcome()
         stage = self.stage(self.samples)
-        if self.full is None:
-            truth = self._computed(mask)
-            if not self.in_forward or any(truth):
-                policy = self.method.policy
-                found = stage.collector.after(self.time, self.index, prediction, latents, truth)
-                error = self._unmeasured
-                if found is not None and policy.reads_error:
-                    error = torch.tensor(found, dtype=torch.float64)
-                stage.state = policy.observe(self.step, error, self._flags(truth), stage.state)
+        if self.full is None and (not self.in_forward or any(truth)):
+            policy = self.method.policy
+            found = stage.collector.after(self.now, prediction, latents, truth)
+            error = self._unmeasured
+            if found is not None and policy.reads_error:
+                error = torch.tensor(found, dtype=torch.float64)
+            stage.state = policy.observe(self.step, error, self._flags(truth), stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         self._bound_by.append(self.forced)
         self.lane_masks = []
 
-    def _computed(self, mask: list[bool]) -> list[bool]:
-        """Which samples of the `mask` have predictions that come of nothing but computed calls."""
-        if self.lane_masks.count(mask) == len(self.lane_masks):
-            return mask
-        return [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+    def _outcome(self) -> tuple[list[bool], list[bool]]:
+        """The step's mask, and whose predictions come of nothing but computed calls."""
+        if self._settled is None:
+            mask = truth = self._decided()
+            if self.lane_masks.count(mask) != len(self.lane_masks):
+                truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+            self._settled = mask, truth
+        return self._settled
 
     @property
     def trace(self) -> list[Event]:

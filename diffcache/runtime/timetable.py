@@ -10,6 +10,7 @@ from torch import Tensor
 from diffcache.policies import Grid, Step
 
 from .guards import Guards
+from .history import Anchor
 from .reading import number, on_host
 from .schedulers import (
     coordinates,
@@ -50,7 +51,7 @@ class Timetable:
         self.begin = 0
         self.total: int | None = None
         self._grid: Grid | None = None
-        self._steps: list[Step] = []
+        self._steps: list[tuple[Anchor, Step]] = []
 
     def locate(self, timestep: Any, total: int | None, guards: Guards) -> None:
         """Settles where in the timetable the run begins and how long it is.
@@ -73,7 +74,7 @@ class Timetable:
             tuple(guards.protects(index, self.total) for index in range(self.total)),
             inf if guards.max_consecutive_skips is None else guards.max_consecutive_skips,
         )
-        self._steps = list(map(self._step, range(self.total)))
+        self._steps = list(map(self._at, range(self.total)))
 
     def read(self, timestep: Tensor | float) -> float:
         """A timestep on the host; the device is not asked for an entry of the scheduler's own."""
@@ -100,23 +101,19 @@ class Timetable:
         alike = timestep.device == self._source.device and timestep.dtype == self._source.dtype
         return place if alike else None
 
-    def step(self, index: int) -> Step:
-        """What policies are told of step number `index`."""
-        return self._steps[index] if index < len(self._steps) else self._step(index)
+    def at(self, index: int) -> tuple[Anchor, Step]:
+        """When step number `index` is made, and what policies are told of it."""
+        return self._steps[index] if index < len(self._steps) else self._at(index)
 
-    def _step(self, index: int) -> Step:
+    def _at(self, index: int) -> tuple[Anchor, Step]:
         place = self._place(index)
         timestep = self.scaled[place] if self.scaled else nan
-        weight = self.weights[place]
-        return Step(index, self.total, weight, timestep, self._grid, self.earlier)
+        step = Step(index, self.total, self.weights[place], timestep, self._grid, self.earlier)
+        return Anchor(self.coordinates[place], index), step
 
     def timestep(self, index: int) -> float:
         """The scheduler's own timestep at step number `index`; NaN if it has none."""
         return self.timesteps[self._place(index)] if self.timesteps else nan
-
-    def time(self, index: int) -> float:
-        """The coordinate of step number `index`."""
-        return self.coordinates[self._place(index)]
 
     def _place(self, index: int) -> int:
         # A loop longer than its timetable stays at its end.

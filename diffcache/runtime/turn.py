@@ -211,8 +211,8 @@ class Turn:
         rows = None if all(mask) else mask
         if run.measures_modules:
             lane.measure(key, values, rows)
-        capacity = run.predictor.anchors + (corrected and run.corrections is not None)
-        lane.history(key, capacity).append(values, run.time, run.index, rows, own)
+        more = corrected and run.corrections is not None
+        lane.history(key, more).append(values, run.now, rows, own)
         self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:
@@ -230,5 +230,4 @@ class Turn:
     def forecast(self, key: Hashable) -> list[Tensor]:
         """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
         predictor = self.run.predictor
-        now = self.run.time if predictor.coordinate == "noise" else float(self.run.index)
-        return self.lane.history(key).forecast(predictor, now)
+        return self.lane.history(key).forecast(predictor, self.run.now.on(predictor.coordinate))

@@ -46,9 +46,11 @@ class OutputAttachment(Attachment):
 
     def run(self, turn: Turn) -> Any:
         rows = 1 if "lone" in turn.lane.memory else turn.rows
-        if not (turn.full or turn.can_forecast(self._signal, rows)):
+        full = turn.full
+        if not (full or turn.can_forecast(self._signal, rows)):
             turn.compute_all()
-        if turn.full:
+            full = True
+        if full:
             output = turn.invoke(turn.args, turn.kwargs)
             if leaves := self._leaves(turn, output) or self._lone(turn, output):
                 self._remember(turn, leaves)

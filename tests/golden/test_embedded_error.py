@@ -8,6 +8,7 @@ from diffcache.kernels import latent_difference
 from diffcache.policies import ErrorBudget, ForecastError
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
+from diffcache.runtime.history import Anchor
 
 
 def path(times: torch.Tensor) -> torch.Tensor:
@@ -28,7 +29,7 @@ def test_error_is_truth_against_forecast_for_each_sample(order):
     computed_rows[: order + 1] = True
     for i, t in enumerate(times.tolist()):
         computed = computed_rows[i].tolist()
-        error = collector.after(t, i, truth[i], truth[i], computed)
+        error = collector.after(Anchor(t, i), truth[i], truth[i], computed)
         for sample in range(3):
             if len(kept[sample]) > order and computed[sample]:
                 anchors = kept[sample][-1 : -order - 2 : -1]
@@ -56,7 +57,7 @@ def ratios(sigmas: torch.Tensor) -> torch.Tensor:
     everyone = [True]
     found = []
     for i, sigma in enumerate(sigmas[:-1].tolist()):
-        error = collector.after(sigma, i, truth[i], latents[i + 1], everyone)
+        error = collector.after(Anchor(sigma, i), truth[i], latents[i + 1], everyone)
         if i >= 2:
             newest = latents[i - 2 : i + 2][::-1]
             raw = latent_difference(newest, [1.0, -3.0, 3.0, -1.0]).sq_difference.sqrt()

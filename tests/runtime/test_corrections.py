@@ -111,9 +111,9 @@ def redone(scheduler, mask, x):
     values, skipped, trusted, ends = [], [], [], None
 
     def weights(step):
-        times = torch.tensor([[timetable.time(j) for j, _ in values[:3]]], dtype=torch.float64)
-        now = torch.tensor([timetable.time(step)], dtype=torch.float64)
-        return base.coefficients(times, now)[0].tolist()
+        steps = [step, *(j for j, _ in values[:3])]
+        times = torch.tensor([[timetable.at(j)[0].time for j in steps]], dtype=torch.float64)
+        return base.coefficients(times[:, 1:], times[:, 0])[0].tolist()
 
     def forecast(step):
         return sum(w * value for w, (_, value) in zip(weights(step), values, strict=False))

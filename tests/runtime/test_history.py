@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcache.predictors import Newton, Reuse, Taylor
-from diffcache.runtime.history import History
+from diffcache.runtime.history import Anchor, History
 
 
 class Naive:
@@ -62,7 +62,7 @@ def test_random_appends_agree_with_lists(predictor, seed):
         if step and dice.random() < 0.6:
             mask = [dice.random() < 0.5 for _ in range(rows)]
         leaves = values(rows, generator)
-        history.append(leaves, time, step, None if all(mask) else mask)
+        history.append(leaves, Anchor(time, step), None if all(mask) else mask)
         naive.append(leaves, time, step, mask)
         for leaf in leaves:
             leaf.fill_(float("nan"))
@@ -80,14 +80,14 @@ def test_random_appends_agree_with_lists(predictor, seed):
 def test_coincident_times_replace():
     history = History(3)
     for time, value in ((0.0, 1.0), (1.0, 2.0), (1.0, 5.0), (1.0, 6.0)):
-        history.append([torch.full((2, 1), value)], time, int(time), None)
+        history.append([torch.full((2, 1), value)], Anchor(time, int(time)), None)
     assert history.depth == 2
     assert history.forecast(Newton(1), 2.0)[0].tolist() == [[11.0], [11.0]]
 
 
 def test_values_are_copies_and_forecasts_are_new_memory():
     history, value = History(2), torch.ones(2, 3)
-    history.append([value], 0.0, 0, None)
+    history.append([value], Anchor(0.0, 0), None)
     value.zero_()
     forecast = history.forecast(Reuse(), 1.0)[0]
     assert forecast.tolist() == [[1.0] * 3] * 2
@@ -99,10 +99,10 @@ def test_owned_values_are_kept_as_they_are():
     history = History(2)
     owned = [torch.full((2, 3), float(step)) for step in range(3)]
     for step, value in enumerate(owned):
-        history.append([value], float(step), step, own=True)
+        history.append([value], Anchor(float(step), step), own=True)
     assert [slot[0].data_ptr() for slot in history.slots] == [v.data_ptr() for v in owned[:0:-1]]
     copied = torch.full((2, 3), 3.0)
-    history.append([copied], 3.0, 3)
+    history.append([copied], Anchor(3.0, 3))
     assert torch.equal(history.forecast(Newton(1), 4.0)[0], torch.full((2, 3), 4.0))
     copied.zero_()
     assert torch.equal(history.forecast(Newton(1), 4.0)[0], torch.full((2, 3), 4.0))
@@ -111,7 +111,9 @@ def test_owned_values_are_kept_as_they_are():
 def test_memory_is_bounded_and_reported():
     history = History(2)
     for step in range(9):
-        history.append([torch.ones(2, 5)], float(step), step, [True, False] if step else None)
+        history.append(
+            [torch.ones(2, 5)], Anchor(float(step), step), [True, False] if step else None
+        )
     assert history.bytes == 2 * 2 * 5 * 4
 
 
@@ -128,27 +130,27 @@ def test_memory_is_bounded_and_reported():
 def test_other_leaves_start_afresh(other):
     history = History(2)
     for step in range(2):
-        history.append([torch.zeros(2, 3)], float(step), step, None)
+        history.append([torch.zeros(2, 3)], Anchor(float(step), step), None)
     assert not history.fits(other)
-    history.append(other, 2.0, 2, [True, *[False] * (len(other[0]) - 1)])
+    history.append(other, Anchor(2.0, 2), [True, *[False] * (len(other[0]) - 1)])
     assert (history.depth, history.rows, history.level) == (1, len(other[0]), True)
     assert torch.equal(history.forecast(Newton(1), 3.0)[0], other[0])
 
 
 def test_growth_is_unknown_short_of_anchors():
     history = History(2)
-    history.append([torch.ones(2, 1)], 0.0, 0, None)
-    assert all(map(isnan, history.growth(Newton(1), 1.0)))
-    history.append([torch.ones(2, 1)], 1.0, 1, [True, False])
-    growth = history.growth(Newton(1), 3.0)
+    history.append([torch.ones(2, 1)], Anchor(0.0, 0), None)
+    assert all(map(isnan, history.outlook(Newton(1), 1.0)[1]))
+    history.append([torch.ones(2, 1)], Anchor(1.0, 1), [True, False])
+    growth = history.outlook(Newton(1), 3.0)[1]
     assert growth[0] == 2.0 * 3.0 and isnan(growth[1])
 
 
 def test_snapshot_is_independent_and_gather_reorders():
     history = History(2)
-    history.append([torch.tensor([[1.0], [2.0]])], 0.0, 0, None)
+    history.append([torch.tensor([[1.0], [2.0]])], Anchor(0.0, 0), None)
     twin, turned = history.snapshot(), history.gather([1, 0])
-    history.append([torch.tensor([[7.0], [8.0]])], 1.0, 1, None)
+    history.append([torch.tensor([[7.0], [8.0]])], Anchor(1.0, 1), None)
     assert twin.forecast(Reuse(), 2.0)[0].tolist() == [[1.0], [2.0]]
     assert turned.forecast(Reuse(), 2.0)[0].tolist() == [[2.0], [1.0]]
     assert (twin.depth, turned.depth, history.depth) == (1, 1, 2)

@@ -11,6 +11,7 @@ from diffcache.policies import ForecastError, Interval
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
 from diffcache.runtime.generation import Generation
+from diffcache.runtime.history import Anchor
 from diffcache.runtime.reading import Reader, waits
 from diffcache.sites import BlockStack
 
@@ -34,12 +35,12 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     def watched(plain: Callable, first: bool) -> Callable:
         def run(self, *args, **kwargs):
-            before = waits()
+            before = waits.count
             output = plain(self, *args, **kwargs)
             if first:
-                found.append(waits() - before)
+                found.append(waits.count - before)
             else:
-                found[-1] += waits() - before
+                found[-1] += waits.count - before
             return output
 
         return run
@@ -113,15 +114,15 @@ def test_lagging_evidence_is_that_of_the_step_before():
     exact, lagging = (collector_for(ForecastError, 2, Newton(1), lagged) for lagged in (0, 1))
     rates = []
     for step, prediction in enumerate(predictions):
-        time = float(step) ** 1.5
-        found = [each.before(time, step).predicted for each in (exact, lagging)]
+        now = Anchor(float(step) ** 1.5, step)
+        found = [each.before(now).predicted for each in (exact, lagging)]
         if step:
-            grown = torch.tensor(exact.history.growth(Newton(1), time))
+            grown = torch.tensor(exact.history.outlook(Newton(1), now.time)[1])
             rates.append([each / grown for each in found])
         for each in (exact, lagging):
-            each.after(time, step, prediction, prediction, [True, True])
-    for (before, _), (_, now) in pairwise(rates):
-        torch.testing.assert_close(now, before, equal_nan=True)
+            each.after(now, prediction, prediction, [True, True])
+    for (before, _), (_, after) in pairwise(rates):
+        torch.testing.assert_close(after, before, equal_nan=True)
     assert not rates[-1][1].isnan().any()
 
 

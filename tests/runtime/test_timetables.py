@@ -79,7 +79,7 @@ def test_timesteps_count_from_1000(unet, dit, steps):
     assert table.scaled == pytest.approx(
         [1000 * (time - table.timesteps[-1]) / span for time in table.timesteps]
     )
-    assert [table.step(i).timestep for i in range(steps)] == table.scaled
+    assert [table.at(i)[1].timestep for i in range(steps)] == table.scaled
     assert [table.timestep(i) for i in range(steps)] == table.timesteps
 
 

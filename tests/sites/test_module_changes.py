@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 import diffcache
 from diffcache.policies import ByRole, Interval, ModuleThreshold
+from diffcache.runtime.history import Anchor
 from diffcache.runtime.lanes import Lane
 from diffcache.sites.modules import modules_of
 
@@ -102,7 +103,7 @@ def test_changes_of_a_lane_follow_the_rows_that_computed():
     def take(values: list[float], rows: list[bool] | None) -> None:
         tensor = torch.tensor(values)[:, None].expand(-1, 5)
         lane.measure("key", [tensor], rows)
-        lane.history("key").append([tensor], 0.0, len(values), rows)
+        lane.history("key").append([tensor], Anchor(0.0, len(values)), rows)
 
     take([1.0, 1.0], None)
     assert not lane.changes
