@@ -142,19 +142,15 @@ class Policy(ABC):
     error says so in `reads_error`, and is spared the tensor.
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
-    One of scope "site" names the groups of modules that it decides on, such as the roles of
-    `diffcache.sites.Modules`, or decides on those that its evidence names.
+    One of scope "site" names the groups of modules that the columns of its masks stand for, such as
+    the roles of `diffcache.sites.Modules`, or decides on those that its evidence names.
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
     measured: ClassVar[str | None] = None
     measured_is_needed: ClassVar[bool] = False
     reads_error: ClassVar[bool] = True
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The groups of modules that the columns of a mask stand for; empty for scope "step"."""
-        return ()
+    groups: tuple[str, ...] = ()
 
     def init(self, samples: int) -> State:
         """State of a run of `samples` samples before its first decision."""

@@ -78,7 +78,7 @@ class ForecastErrorCollector(Collector):
         if self.history.fits(values):
             if self._ahead is not now:
                 self._look_ahead(now)
-            squares = self._squares(prediction)
+            squares = self._squares(prediction, self._weights)
             if self.reader.lagged:
                 self._measured.append((now.step, Reading(squares), self._growths, computed))
             else:
@@ -98,9 +98,8 @@ class ForecastErrorCollector(Collector):
             if computed[sample] and not isnan(measured):
                 self._rates[sample] = measured
 
-    def _squares(self, truth: Tensor) -> Tensor:
+    def _squares(self, truth: Tensor, weights: Weights) -> Tensor:
         """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
-        weights = self._weights
         anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
         if weights.count(weights[0]) == len(weights):
             return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))

@@ -113,7 +113,7 @@ class Generation:
         outgrown = limit is not None and run.bytes > limit
         if outgrown and self.fall_back is None:
             return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
-        run.stepped(arguments, latents, self.expected_steps())
+        run.stepped(arguments, latents, self.expected_steps)
         if outgrown:
             self._shrink(limit, scheduler, kind)
 

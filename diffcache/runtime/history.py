@@ -47,10 +47,6 @@ def _growth(predictor: Predictor, clock: Clock, t: float) -> tuple[float, ...]:
     )
 
 
-def _kinds(leaves: Sequence[Tensor]) -> list[tuple]:
-    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
-
-
 class History:
     """The last `capacity` computed values of some tensors, kept row by row.
 
@@ -62,7 +58,6 @@ class History:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.slots: list[list[Tensor]] = []
-        self._kinds: list[tuple] = []
         self.anchors: list[list[Anchor]] = []
         self.rows = 0
         # Level: all rows were always computed together, so that their anchors agree.
@@ -81,7 +76,12 @@ class History:
 
     def fits(self, leaves: Sequence[Tensor]) -> bool:
         """Whether `leaves` continue what is stored: same number, shapes, dtypes, devices."""
-        return bool(self.slots) and _kinds(leaves) == self._kinds
+        if not self.slots or len(leaves) != len(self.slots[0]):
+            return False
+        for old, new in zip(self.slots[0], leaves, strict=True):
+            if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
+                return False
+        return True
 
     def append(
         self,
@@ -96,9 +96,8 @@ class History:
         the time of the newest one replaces it (PNDM repeats a timestep). Leaves of another shape,
         dtype or device start afresh, with all rows.
         """
-        kinds = _kinds(leaves)
-        if not self.slots or kinds != self._kinds:
-            self.slots, self._kinds = [], kinds
+        if not self.fits(leaves):
+            self.slots = []
             self.rows = leaves[0].shape[0]
             self.anchors = [[] for _ in range(self.rows)]
             self.level, rows = True, None
@@ -219,6 +218,5 @@ class History:
     def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
         twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
-        twin._kinds = _kinds(twin.slots[0]) if twin.slots else []
         twin.anchors, twin.rows, twin.level = list(anchors), len(anchors), self.level
         return twin

@@ -223,10 +223,12 @@ class Run:
         computed = None if self.samples is None else self._outcome()[1]
         return self.corrections.step(self.scheduler, arguments, computed, self.lanes, self.now)
 
-    def stepped(self, arguments: dict[str, Any], latents: Tensor, total: int | None) -> None:
+    def stepped(
+        self, arguments: dict[str, Any], latents: Tensor, total: Callable[[], int | None]
+    ) -> None:
         """Takes in a scheduler step; the next denoiser call belongs to the next step.
 
-        `total` is the pipeline's own count of steps, if it keeps one.
+        `total` gives the pipeline's own count of steps, if it keeps one.
         """
         prediction = arguments["model_output"]
         if self.samples is None:
@@ -234,7 +236,7 @@ class Run:
             self._unmeasured = torch.full((self.samples,), nan, dtype=torch.float64)
             self.forced = ["first"] * self.samples
         if self.total is None:
-            self._locate(arguments.get("timestep"), total)
+            self._locate(arguments.get("timestep"), total())
         guards = self.method.guards
         if self.full is None and guards.stochastic and not guards.force:
             self.full = stochastic_by_call(arguments)
