@@ -2,6 +2,7 @@
 
 from .accumulated import Accumulated, AccumulatedPrediction, AccumulatedProbe
 from .base import (
+    Decision,
     DraftError,
     Evidence,
     ForecastError,
@@ -34,6 +35,7 @@ __all__ = [
     "AccumulatedPrediction",
     "AccumulatedProbe",
     "ByRole",
+    "Decision",
     "DraftError",
     "Drafted",
     "ErrorBudget",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,8 +34,8 @@ class Accumulated(Policy):
         spent = state["spent"] + self.change(evidence)
         return ~(spent < self.threshold), {"spent": spent}
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        return {"spent": state["spent"].masked_fill(computed, 0.0)}
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        return {"spent": state["spent"].masked_fill(torch.as_tensor(computed), 0.0)}
 
 
 @dataclass(frozen=True)

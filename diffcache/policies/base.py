@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .statistics import Statistics
 
-State = dict[str, Tensor]
-"""A policy's memory: named tensors, each with the sample axis first."""
+State = dict[str, Any]
+"""A policy's memory by name: tensors or lists, each with an entry a sample."""
+
+Decision = Tensor | list[bool]
+"""Whether to compute, by sample: a list, a tensor `[samples]`, or one `[samples, groups]`."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,11 @@ class ForecastError(Evidence):
     """The relative error ‖truth − forecast‖ / ‖truth‖ that forecasting this step would make.
 
     Attributes:
-        predicted: from the errors measured at computed steps; NaN where none was measured yet.
+        predicted: a number a sample, from the errors measured at computed steps; NaN where none was
+            measured yet. On the host, a tensor this small costs more than its arithmetic.
     """
 
-    predicted: Tensor
+    predicted: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -157,22 +162,22 @@ class Policy(ABC):
         return {}
 
     @abstractmethod
-    def decide(self, step: Step, evidence: Evidence, state: State) -> tuple[Tensor, State]:
-        """Mask of bool, True = compute this step, and the state after deciding.
+    def decide(self, step: Step, evidence: Evidence, state: State) -> tuple[Decision, State]:
+        """The decision, True = compute this step, and the state after deciding.
 
-        The mask is `[samples]`, or `[samples, groups]` where the policy or its evidence has groups.
+        It is `[samples, groups]` where the policy or its evidence has groups.
         """
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        """Learns from a step that was computed for the samples in `computed` `[samples]` (bool).
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        """Learns from a step that was computed for the samples whose entry in `computed` is True.
 
         `error` `[samples]` is the measured relative error ‖truth − forecast‖ / ‖truth‖ of the
         forecast that would have stood in for the step, NaN where none could be made.
         """
         return state
 
-    def fill(self, mask: Tensor, state: State) -> Tensor:
-        """The `mask` `[samples]` to run, for one that guards have added to; it may compute more."""
+    def fill(self, mask: list[bool], state: State) -> list[bool]:
+        """The `mask` to run, for one that guards have added to; it may compute more."""
         return mask
 
     def row_counts(self, samples: int) -> tuple[int, ...]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from math import inf
+from typing import ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .base import ForecastError, Policy, State, Step, check_number, per_sample
 from .targets import planned
 
-# Of each sample, where a share of the run is asked for: the first step seen, how many were seen and
-# how many computed, and which of those seen were the last two of these.
-_BOOKS = ("first", "seen", "computed", "newest", "older")
-
 QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
+
+
+class _Book(NamedTuple):
+    """What is known of a sample where a share of the run is asked for.
+
+    Attributes:
+        first: the first step seen.
+        seen: how many were.
+        computed: how many of them were computed.
+        newest: which of those seen was computed last.
+        older: which of them before.
+    """
+
+    first: int
+    seen: int
+    computed: int
+    newest: int
+    older: int
 
 
 @dataclass(frozen=True)
@@ -78,58 +93,60 @@ class ErrorBudget(Policy):
 
     def init(self, samples: int) -> State:
         tolerance = self.tolerance if self.quality is None else QUALITIES[self.quality]
-        zeros = torch.zeros(samples, dtype=torch.float64)
-        state = {"tolerance": per_sample("tolerance", tolerance, samples), "spent": zeros}
-        if self.compute is not None:
-            state |= dict.fromkeys(_BOOKS, zeros)
-        return state
+        given = per_sample("tolerance", tolerance, samples).tolist()
+        return {"tolerance": given, "spent": [0.0] * samples, "books": [None] * samples}
 
-    def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[Tensor, State]:
-        spent = state["spent"].add(evidence.predicted, alpha=step.weight)
+    def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[list[bool], State]:
+        weight = step.weight
+        pairs = zip(state["spent"], evidence.predicted, strict=True)
+        spent = [before + weight * error for before, error in pairs]
         state = {**state, "spent": spent}
         if self.compute is not None:
-            return self._planned(step, state), state
+            return self._planned(step, state["books"]), state
         # Asked this way round, an error that cannot be predicted (NaN) computes.
-        return spent.lt(state["tolerance"]).logical_not_(), state
+        limits = zip(spent, state["tolerance"], strict=True)
+        return [not total < tolerance for total, tolerance in limits], state
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        state = {**state, "spent": state["spent"].masked_fill(computed, 0.0)}
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        pairs = zip(state["spent"], computed, strict=True)
+        state = {**state, "spent": [0.0 if renewed else total for total, renewed in pairs]}
         if self.compute is not None:
-            seen, newest = state["seen"], state["newest"]
-            state["first"] = state["first"].masked_fill(seen == 0, step.index)
-            state["seen"] = seen + 1
-            state["computed"] = state["computed"] + computed
-            state["older"] = newest.where(computed, state["older"])
-            state["newest"] = seen.where(computed, newest)
+            books = zip(state["books"], computed, strict=True)
+            state["books"] = [_entered(book, step.index, renewed) for book, renewed in books]
         return state
 
-    def fill(self, mask: Tensor, state: State) -> Tensor:
-        wanted = int(mask.sum())
+    def fill(self, mask: list[bool], state: State) -> list[bool]:
+        wanted = sum(mask)
         if self.compute_rows is None or not wanted:
             return mask
         size = min(size for size in self.row_counts(len(mask)) if size >= wanted)
-        order = state["spent"].masked_fill(mask, torch.inf).argsort(descending=True, stable=True)
-        return torch.zeros_like(mask).index_fill(0, order[:size], True)
+        ranks = [inf if want else spent for want, spent in zip(mask, state["spent"], strict=True)]
+        chosen = sorted(range(len(mask)), key=ranks.__getitem__, reverse=True)[:size]
+        return [sample in chosen for sample in range(len(mask))]
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
         if self.compute_rows is None:
             return super().row_counts(samples)
         return tuple(sorted({0, samples, *(size for size in self._sizes if size < samples)}))
 
-    def _planned(self, step: Step, state: State) -> Tensor:
-        books = list(zip(*(state[name].int().tolist() for name in _BOOKS), strict=True))
+    def _planned(self, step: Step, books: list[_Book | None]) -> list[bool]:
         # Samples follow a plan alike, unless a guard or a full part of the batch set them apart.
-        wanted = {sample: self._computes(step, *sample) for sample in set(books)}
-        return torch.tensor([wanted[sample] for sample in books])
+        wanted = {book: book is None or self._computes(step, book) for book in set(books)}
+        return [wanted[book] for book in books]
 
-    def _computes(
-        self, step: Step, first: int, seen: int, computed: int, newest: int, older: int
-    ) -> bool:
-        if not seen:
-            return True
+    def _computes(self, step: Step, book: _Book) -> bool:
         # A sampler that evaluates twice a step has a state for each evaluation.
-        stride = (step.index - first) // seen
-        count = round(self.compute * len(step.grid.times[first::stride]))
-        return planned(step.grid, first, stride, count).computes(
-            seen, count - computed, newest, older
-        )
+        stride = (step.index - book.first) // book.seen
+        count = round(self.compute * len(step.grid.times[book.first :: stride]))
+        plan = planned(step.grid, book.first, stride, count)
+        return plan.computes(book.seen, count - book.computed, book.newest, book.older)
+
+
+def _entered(book: _Book | None, index: int, computed: bool) -> _Book:
+    """A sample's book after step number `index`, from `book`, None where it is the first seen."""
+    if book is None:
+        book = _Book(index, 0, 0, 0, 0)
+    seen = book.seen + 1
+    if not computed:
+        return book._replace(seen=seen)
+    return _Book(book.first, seen, book.computed + 1, book.seen, book.newest)

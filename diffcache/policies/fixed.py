@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ class Gated(Policy):
 
     def init(self, samples: int) -> State:
         # Whether the last decision was the second phase's, for what is asked without a step.
-        state: State = {"late": torch.zeros(samples, dtype=torch.bool)}
+        state: State = {"late": [False] * samples}
         for name, phase in map(self._phase, (False, True)):
             state |= labelled(name, phase.init(samples))
         return state
@@ -96,15 +97,15 @@ class Gated(Policy):
         late = step.index >= self.gate
         name, phase = self._phase(late)
         mask, own = phase.decide(step, evidence, part_of(state, name))
-        return mask, {**state, **labelled(name, own), "late": torch.full_like(mask, late)}
+        return mask, {**state, **labelled(name, own), "late": [late] * len(mask)}
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
         name, phase = self._phase(step.index >= self.gate)
         own = phase.observe(step, error, computed, part_of(state, name))
         return {**state, **labelled(name, own)}
 
-    def fill(self, mask: Tensor, state: State) -> Tensor:
-        name, phase = self._phase(bool(state["late"].any()))
+    def fill(self, mask: list[bool], state: State) -> list[bool]:
+        name, phase = self._phase(any(state["late"]))
         return phase.fill(mask, part_of(state, name))
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
@@ -141,11 +142,12 @@ class GrowingInterval(Policy):
         compute = (since >= state["window"].floor()) | (step.index < self.start)
         return compute, {**state, "since": since}
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        grown = computed & (step.index >= self.start)
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        renewed = torch.as_tensor(computed)
+        grown = renewed & (step.index >= self.start)
         return {
             "window": state["window"] + self.growth * grown,
-            "since": state["since"].masked_fill(computed, 0.0),
+            "since": state["since"].masked_fill(renewed, 0.0),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -51,11 +52,12 @@ class MagnitudeRatios(Policy):
         skip = (error <= self.threshold) & (skips <= self.max_skips)
         return ~skip, {"ratio": ratio, "error": error, "skips": skips}
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        renewed = torch.as_tensor(computed)
         return {
-            "ratio": state["ratio"].masked_fill(computed, 1.0),
-            "error": state["error"].masked_fill(computed, 0.0),
-            "skips": state["skips"].masked_fill(computed, 0.0),
+            "ratio": state["ratio"].masked_fill(renewed, 1.0),
+            "error": state["error"].masked_fill(renewed, 0.0),
+            "skips": state["skips"].masked_fill(renewed, 0.0),
         }
 
     def _ratio(self, step: Step) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,5 +61,5 @@ class ModuleThreshold(Policy):
         due = (left > 0) | (step.index % self.every == 0)
         return due[:, None] | ~(change <= self.gamma * scale), {**state, "scale": scale}
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
         return {**state, "seen": state["seen"] + 1}

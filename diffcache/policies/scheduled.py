@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from .base import ForecastError, Policy, State, Step, compute_all
+from .base import ForecastError, Policy, State, Step
 from .statistics import Statistics
 
 
@@ -37,19 +38,19 @@ class Scheduled(Policy):
             raise ValueError(f"veto={self.veto!r} is not above 0; try veto=0.5, or None")
 
     def init(self, samples: int) -> State:
-        return {"spent": torch.zeros(samples, dtype=torch.float64)}
+        return {"spent": [0.0] * samples}
 
-    def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[Tensor, State]:
-        spent = state["spent"].add(evidence.predicted.nan_to_num(nan=0.0), alpha=step.weight)
+    def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[list[bool], State]:
+        pairs = zip(state["spent"], evidence.predicted, strict=True)
+        # An error that cannot be predicted (NaN) is none that could be held against the plan.
+        spent = [old + (0.0 if isnan(error) else step.weight * error) for old, error in pairs]
         if self.schedules is None or step.index in self._plan(step.total):
-            return compute_all(len(spent)), state
-        vetoed = (
-            torch.zeros(len(spent), dtype=torch.bool) if self.veto is None else spent > self.veto
-        )
-        return vetoed, {"spent": spent}
+            return [True] * len(spent), state
+        return [self.veto is not None and total > self.veto for total in spent], {"spent": spent}
 
-    def observe(self, step: Step, error: Tensor, computed: Tensor, state: State) -> State:
-        return {"spent": state["spent"].masked_fill(computed, 0.0)}
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        pairs = zip(state["spent"], computed, strict=True)
+        return {"spent": [0.0 if renewed else total for total, renewed in pairs]}
 
     def _plan(self, total: int) -> frozenset[int]:
         """The steps to compute; a run of another length is planned in proportion."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from diffcache.policies import Policy
+from diffcache.policies import Policy, State
 from diffcache.predictors import Predictor
 
 from .collector import Collector
@@ -28,5 +26,5 @@ class Stage:
     """Evidence and policy state of one of the evaluations that a sampler makes in a step."""
 
     collector: Collector
-    state: dict[str, Tensor]
+    state: State
     skipped: list[int]

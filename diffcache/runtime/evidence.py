@@ -48,26 +48,20 @@ class ForecastErrorCollector(Collector):
         self.history = History(predictor.anchors)
         # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
         self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
-        # Plain numbers, one a sample: tensors this small cost more than they do.
         self._rates = [nan] * samples
         # Of the forecast of the step that was last looked ahead to.
         self._ahead: Anchor | None = None
         self._weights: Weights = ()
         self._growths = self._rates
-        self._ones = torch.ones(samples, dtype=torch.float64)
 
     def before(self, now: Anchor) -> ForecastError:
         while self._measured and self._measured[0][0] < now.step - 1:
             _, squares, growths, computed = self._measured.pop(0)
             self._learn(_relative(squares.value().tolist()), growths, computed)
         if self.history.rows != self.samples:
-            return ForecastError(self._unknown)
+            return ForecastError([nan] * self.samples)
         self._look_ahead(now)
-        predicted = list(map(mul, self._rates, self._growths))
-        if predicted.count(predicted[0]) == len(predicted):
-            # A fraction of what it costs to have torch look through a list, or fill a new tensor.
-            return ForecastError(self._ones * predicted[0])
-        return ForecastError(torch.tensor(predicted, dtype=torch.float64))
+        return ForecastError([*map(mul, self._rates, self._growths)])
 
     def after(
         self, now: Anchor, prediction: Tensor, latents: Tensor, computed: Sequence[bool]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache.policies import DraftError, ModuleChange, ProbeChange, State
+from diffcache.policies import Decision, DraftError, ModuleChange, ProbeChange, State
 
 from .composition import Composition, Stage
 from .corrections import Corrections
@@ -68,7 +68,6 @@ class Run:
         self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
         self.masks: list[list[bool]] = []
-        self._flagged: dict[tuple[bool, ...], Tensor] = {}
         self._bound_by: list[list[Rule | None]] = []
         self.notes: list[str] = []
         if method.guards.stochastic and not method.guards.force:
@@ -165,13 +164,6 @@ class Run:
         self.decision = self._bind(wanted, policy.groups or evidence.groups)
         return self.decision
 
-    def _flags(self, mask: list[bool]) -> Tensor:
-        # Policies are pure, so that one tensor may stand for every step with this mask.
-        known = tuple(mask)
-        if known not in self._flagged:
-            self._flagged[known] = torch.tensor(mask)
-        return self._flagged[known]
-
     def attend(self, lane: Lane) -> None:
         """Takes in that a call of this step continues `lane`."""
         if self.samples is not None:
@@ -184,26 +176,24 @@ class Run:
             self.step, ProbeChange(change), policy.init(self.samples) if state is None else state
         )
         mask = self._bind(wanted)
-        return mask, policy.observe(self.step, self._unmeasured, self._flags(mask), state)
+        return mask, policy.observe(self.step, self._unmeasured, mask, state)
 
     def rejected(self, error: Tensor) -> list[bool]:
         """Which samples' drafts are not accepted, by their `error` `[samples]`."""
         found = (~self.method.policy.accept(self.step, error)).tolist()
         return [True] * self.samples if self.uniform and any(found) else found
 
-    def _bind(self, wanted: Tensor, groups: tuple[str, ...] = ()) -> list[bool]:
-        wants = wanted.tolist()
-        if wanted.ndim > 1:
-            columns = dict(zip(groups, wanted.T.tolist(), strict=True))
+    def _bind(self, wanted: Decision, groups: tuple[str, ...] = ()) -> list[bool]:
+        wants = wanted.tolist() if isinstance(wanted, Tensor) else wanted
+        if isinstance(wants[0], list):
+            columns = dict(zip(groups, map(list, zip(*wants, strict=True)), strict=True))
             self.groups = {group: self._bound(column) for group, column in columns.items()}
             # A step counts as computed where nothing of it was bypassed.
             seen = [c for group, c in columns.items() if group in self.present or not self.present]
             wants = [all(column[sample] for column in seen) for sample in range(len(wants))]
         mask = self._bound(wants)
         if not self.groups and any(mask) and not all(mask):
-            mask = self.method.policy.fill(
-                torch.tensor(mask), self.stage(self.samples).state
-            ).tolist()
+            mask = self.method.policy.fill(mask, self.stage(self.samples).state)
         return mask
 
     def _bound(self, wanted: list[bool]) -> list[bool]:
@@ -263,7 +253,7 @@ class Run:
             error = self._unmeasured
             if found is not None and policy.reads_error:
                 error = torch.tensor(found, dtype=torch.float64)
-            stage.state = policy.observe(self.step, error, self._flags(truth), stage.state)
+            stage.state = policy.observe(self.step, error, truth, stage.state)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         self._bound_by.append(self.forced)

@@ -115,7 +115,7 @@ def test_lagging_evidence_is_that_of_the_step_before():
     rates = []
     for step, prediction in enumerate(predictions):
         now = Anchor(float(step) ** 1.5, step)
-        found = [each.before(now).predicted for each in (exact, lagging)]
+        found = [torch.tensor(each.before(now).predicted) for each in (exact, lagging)]
         if step:
             grown = torch.tensor(exact.history.outlook(Newton(1), now.time)[1])
             rates.append([each / grown for each in found])

@@ -109,10 +109,9 @@ def test_a_plan_goes_on_from_where_it_was_left():
 def played(policy: Scheduled, total: int, predicted: float) -> list[int]:
     state, computed = policy.init(1), []
     for i in range(total):
-        evidence = ForecastError(torch.tensor([predicted]).double())
-        mask, state = policy.decide(Step(i, total), evidence, state)
+        mask, state = policy.decide(Step(i, total), ForecastError([predicted]), state)
         state = policy.observe(Step(i, total), torch.zeros(1).double(), mask, state)
-        computed += [i] if mask.item() else []
+        computed += [i] if all(mask) else []
     return computed
 
 
