@@ -59,7 +59,6 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     + _grid(compute=(0.25, 0.35, 0.5, 0.65)),
     "abcache": _grid(every=(2, 3, 4, 5)),
     "adaptivediffusion": _grid(threshold=(0.003, 0.01, 0.03, 0.1)),
-    "calibrated": _grid(compute=(0.25, 0.35, 0.5, 0.65)),
     "dbcache": _grid(threshold=(0.04, 0.08, 0.16, 0.32), head=(1,), protect=((8, 0), (3, 0))),
     "deepcache": _grid(every=(2, 3, 5)),
     "easycache": [

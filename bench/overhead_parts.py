@@ -37,7 +37,7 @@ Collector = evidence.ForecastErrorCollector
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "error of the forecast: torch": [(evidence, "forecast_error")],
     "error of the forecast: the rest": [(Collector, "after"), (Collector, "before")],
-    "weights and growth": [(History, "weights"), (History, "growth")],
+    "weights and growth": [(History, "outlook")],
     "keeping values": [(History, "append")],
     "policy and guards": [
         (ErrorBudget, "decide"),

@@ -27,7 +27,7 @@ _EVERYTHING = Guards((sys.maxsize, 0), None, 0, False, True)
 def calibrate(
     pipe: Any,
     prompts: str | Sequence[str | Mapping[str, Any]],
-    method: str | Method = "calibrated",
+    method: str | Method,
     **pipe_kwargs: Any,
 ) -> Calibration:
     """Generates from `prompts` in full and measures what `method` needs.
@@ -35,7 +35,7 @@ def calibrate(
     Args:
         pipe: a pipeline; what it was wrapped with, it is again afterwards.
         prompts: one prompt, or several, each a string or a mapping of arguments of the pipeline.
-        method: a method that is calibrated, "magcache", "smoothcache" or "teacache".
+        method: one with numbers to be measured: "magcache", "smoothcache" or "teacache".
         pipe_kwargs: arguments of every call, for example `num_inference_steps=28`.
 
     Returns:
@@ -54,8 +54,7 @@ def calibrate(
     modules = list(denoisers(pipe).values())
     for module in modules:
         composed.site.check(module)
-    plans = composed.policy.measured == "schedules"
-    recorder = Recorder(composed.predictor if plans else None)
+    recorder = Recorder()
     guidance = []
     with restored(pipe):
         PipelineWrapping(composed.configured(guards=_EVERYTHING)).put_on(pipe)

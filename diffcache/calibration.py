@@ -90,9 +90,7 @@ def _statistics(found: dict[str, Any]) -> Statistics:
         for name in ("changes", "errors")
     )
     ratios = {key: tuple(curve) for key, curve in found["ratios"].items()}
-    return Statistics(
-        found["steps"], changes, ratios, errors, tuple(map(tuple, found["schedules"]))
-    )
+    return Statistics(found["steps"], changes, ratios, errors)
 
 
 def fitted(

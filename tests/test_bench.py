@@ -36,7 +36,6 @@ def test_every_rival_is_measured(of):
     assert {family for rival in envelope.RIVALS for family in rival.families} <= found
     assert {family for family in found if envelope.kind(family) is None} == {
         envelope.OURS,
-        envelope.CALIBRATED,
         envelope.FULL,
         envelope.FLOOR,
     }

@@ -25,7 +25,6 @@ from .magnitude import MagnitudeRatios
 from .module_threshold import ModuleThreshold
 from .power_law import PowerLaw
 from .released import ReleasedThirdOrder
-from .scheduled import Scheduled
 from .statistics import Statistics
 from .third_order import ThirdOrder
 from .threshold import Threshold
@@ -57,7 +56,6 @@ __all__ = [
     "PredictedChange",
     "ProbeChange",
     "ReleasedThirdOrder",
-    "Scheduled",
     "State",
     "Statistics",
     "Step",

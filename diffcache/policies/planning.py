@@ -25,8 +25,7 @@ class Plan:
     BudCache; the costs here are of forecasts.
 
     Args:
-        gram: inner products of the predictions `[steps, steps]`, float64, averaged over samples:
-            those of full runs, or what is expected of them.
+        gram: what is expected of the inner products of the predictions `[steps, steps]`, float64.
         times: coordinate of each step.
         weights: weight of each step, as in `Step`.
         predictor: what stands in for skipped steps.
@@ -56,30 +55,16 @@ class Plan:
         for step in np.flatnonzero(protected):
             for b in range(max(0, step - longest), step):
                 self._costs[b, :, step - b :] = np.inf
-        # By left, b and back: the least cost from b on with `left` more to compute, and the gap
-        # that begins it.
+        # By left, b and back: the least cost from b on with `left` more to compute.
         most = steps if most is None else min(most, steps)
         self._ahead = np.full((most + 1, steps, longest + 2), np.inf)
-        self._gaps = np.zeros(self._ahead.shape, dtype=np.int64)
         for b in range(steps - 1, -1, -1):
             rest = steps - 1 - b
             if rest <= longest:
                 self._ahead[0, b] = self._costs[b, :, rest]
             for gap in range(min(longest, rest - 1) + 1):
                 found = self._costs[b, :, gap] + self._ahead[:-1, b + 1 + gap, gap + 1, None]
-                better = found < self._ahead[1:, b]
-                self._ahead[1:, b][better] = found[better]
-                self._gaps[1:, b][better] = gap
-
-    def schedule(self, count: int) -> tuple[int, ...] | None:
-        """The best `count` steps, ascending; None where so few do not suffice."""
-        if not np.isfinite(self._ahead[count - 1, 0, 0]):
-            return None
-        chosen, back = [0], 0
-        for left in range(count - 1, 0, -1):
-            back = int(self._gaps[left, chosen[-1], back]) + 1
-            chosen.append(chosen[-1] + back)
-        return tuple(chosen)
+                np.minimum(self._ahead[1:, b], found, out=self._ahead[1:, b])
 
     def computes(self, step: int, left: int, newest: int, older: int) -> bool:
         """Whether it is best to compute `step`, where `left` may be, this one included.

@@ -17,14 +17,12 @@ class Statistics:
         changes: by key, for lags of 1, 2, … steps: mean |v_i − v_{i−lag}| / mean |v_{i−lag}|.
         ratios: by key: mean of ‖v_i‖ / ‖v_{i−1}‖ over the vectors of the last axis.
         errors: by key, for lags of 1, 2, … steps: mean |v_i − v_{i−lag}| / mean |v_i|.
-        schedules: the best steps to compute for each number of them, the shortest first.
     """
 
     steps: int
     changes: dict[str, tuple[Curve, ...]] = field(default_factory=dict)
     ratios: dict[str, Curve] = field(default_factory=dict)
     errors: dict[str, tuple[Curve, ...]] = field(default_factory=dict)
-    schedules: tuple[tuple[int, ...], ...] = ()
 
     def change(self, key: str, lag: int) -> Curve:
         """The change of `key` at that lag.

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from contextvars import ContextVar
-from itertools import pairwise
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
-from diffcache.policies import Grid, Statistics
-from diffcache.policies.planning import Plan
+from diffcache.policies import Statistics
 from diffcache.policies.statistics import Curve
-from diffcache.predictors import Predictor
 
 from .lanes import Lane
 
@@ -26,21 +22,13 @@ recording: ContextVar[Recorder | None] = ContextVar("diffcache_recorder", defaul
 class Recorder:
     """Compares each value with those of the last `LAGS` steps under the same key and lane.
 
-    It holds `LAGS` values of each and nothing else of a tensor's size, but where schedules are to
-    be planned, all guided predictions of one run, on the host.
-
-    Args:
-        predictor: what schedules are planned for; None plans none.
+    It holds `LAGS` values of each and nothing else of a tensor's size.
 
     Attributes:
         shapes: those of a sample's prediction, in the runs that were recorded.
     """
 
-    def __init__(self, predictor: Predictor | None = None) -> None:
-        self.predictor = predictor
-        self._run: list[Tensor] = []
-        self._grams: list[Tensor] = []
-        self._grid: Grid | None = None
+    def __init__(self) -> None:
         self._past: WeakKeyDictionary[Lane, dict[Hashable, list[list[Tensor]]]] = (
             WeakKeyDictionary()
         )
@@ -76,39 +64,11 @@ class Recorder:
         past.insert(0, [value.detach().float().clone() for value in values])
         del past[LAGS:]
 
-    def predicted(self, grid: Grid, step: int, prediction: Tensor) -> None:
-        """Takes in the guided `prediction` `[samples, ...]` of a run's step."""
+    def predicted(self, prediction: Tensor) -> None:
+        """Takes in the guided `prediction` `[samples, ...]` of a step."""
         shape = list(prediction.shape[1:])
         if shape not in self.shapes:
             self.shapes.append(shape)
-        if self.predictor is None:
-            return
-        if step == 0:
-            self._close_run()
-        self._grid = grid
-        self._run.append(prediction.detach().flatten(1).to("cpu", torch.float32, copy=True))
-
-    def _close_run(self) -> None:
-        """Inner products of a run's predictions, in units of their mean square."""
-        run, self._run = self._run, []
-        for sample in zip(*run, strict=True):
-            values = torch.stack(sample).double()
-            gram = values @ values.T
-            self._grams.append(gram / gram.diagonal().mean())
-
-    def _schedules(self) -> tuple[tuple[int, ...], ...]:
-        self._close_run()
-        grid = self._grid
-        # Samplers that evaluate twice a step come twice to one time; there is no plan for them.
-        if grid is None or any(a >= b for a, b in pairwise(grid.times)):
-            return ()
-        whole = [gram for gram in self._grams if len(gram) == len(grid.times)]
-        if not whole:
-            return ()
-        gram = torch.stack(whole).mean(0)
-        plan = Plan(gram, grid.times, grid.weights, self.predictor)
-        found = map(plan.schedule, range(1, plan.steps + 1))
-        return tuple(schedule for schedule in found if schedule is not None)
 
     def statistics(self) -> Statistics:
         """What was found, averaged over everything taken in at a step."""
@@ -126,7 +86,6 @@ class Recorder:
             by_lag(self._changes),
             {key: curve(self._ratios, key) for key in self._keys},
             by_lag(self._errors),
-            self._schedules(),
         )
 
 

@@ -233,7 +233,7 @@ class Run:
         while self.awaiting:
             self.awaiting.pop()(prediction)
         if (recorder := recording.get()) is not None:
-            recorder.predicted(self.step.grid, self.index, prediction)
+            recorder.predicted(prediction)
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)

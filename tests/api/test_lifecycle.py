@@ -119,7 +119,6 @@ def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
 
 # What keeps a method as published from five blocks with random weights.
 NEEDS = {
-    "calibrated": "diffcache.calibrate(pipe, prompts",
     "dbcache": "use head + tail <= 4",
     "deepcache": "FluxTransformer2DModel is no UNet",
     "magcache": "diffcache.calibrate(pipe, prompts",
@@ -135,8 +134,8 @@ def test_catalogue_names_what_wrap_takes(pipe, generate):
         try:
             diffcache.wrap(pipe, name)
         except ValueError as refusal:
-            # A UNet has no list of blocks; its modules and its output are calibrated like others.
-            listless = hasattr(pipe, "unet") and name not in ("smoothcache", "calibrated")
+            # A UNet has no list of blocks; its modules are calibrated like others.
+            listless = hasattr(pipe, "unet") and name != "smoothcache"
             assert ("UNet2DConditionModel has no" if listless else NEEDS[name]) in str(refusal)
             continue
         assert generate(pipe).isfinite().all()
