@@ -198,10 +198,10 @@ def _overhead(path: Path) -> list[str]:
     return [
         "## What a cache that never skips costs",
         "`pytest bench/test_overhead.py`: a narrow FluxTransformer2DModel of 2 + 2 or 19 + 38 "
-        "blocks, each library in a process of its own, four generations at a time (off, on, on, "
-        f"off), processes taking turns; {where(last)}. `adaptive` is on the output site and "
-        "`stack` the same on the block stack, both at tolerance 0; `skip` is a call that diffcache "
-        "forecasts. "
+        "blocks, each library in a process of its own, in short turns of four generations (off, "
+        f"on, on, off), processes taking turns at a second of them; {where(last)}. `adaptive` is "
+        "on the output site and `stack` the same on the block stack, both at tolerance 0; `skip` "
+        "is a call that diffcache forecasts. "
         "Issues ask for 0.10 ms, 0.25 ms and, for the skipped call, 0.3 ms. Quantiles far apart "
         "come from a machine that others used at the time.",
         overhead_table(path),

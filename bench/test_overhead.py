@@ -30,7 +30,7 @@ ROUNDS = 12
 
 
 class Worker:
-    """A live process that runs a generation with and one without when asked."""
+    """A live process that runs some generations with and some without when asked."""
 
     def __init__(self, library: str, blocks: str) -> None:
         self.process = subprocess.Popen(

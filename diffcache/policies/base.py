@@ -17,7 +17,7 @@ State = dict[str, Any]
 """A policy's memory by name: tensors or lists, each with an entry a sample."""
 
 Decision = Tensor | list[bool]
-"""Whether to compute, by sample: a list, a tensor `[samples]`, or one `[samples, groups]`."""
+"""Whether to compute, by sample: a list or a tensor `[samples]`; with groups, a tensor alone."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,8 @@ def check_number(name: str, value: object, example: float) -> None:
         raise ValueError(f"{name}={value!r} is not a number of 0 or more; try {name}={example}")
 
 
-def per_sample(name: str, value: float | tuple[float | None, ...], samples: int) -> Tensor:
-    """A knob as a float64 tensor `[samples]`; None computes all, which is a knob of 0.
+def per_sample(name: str, value: float | tuple[float | None, ...], samples: int) -> list[float]:
+    """A knob as a number a sample; None computes all, which is a knob of 0.
 
     Raises:
         ValueError: a sequence was given whose length is not the number of samples.
@@ -233,4 +233,4 @@ def per_sample(name: str, value: float | tuple[float | None, ...], samples: int)
             f"{name}={list(values)} has {len(values)} entries for a batch of {samples}; "
             f"pass one number, or one for each of the {samples} samples"
         )
-    return torch.tensor([0.0 if v is None else float(v) for v in values], dtype=torch.float64)
+    return [0.0 if v is None else float(v) for v in values]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -93,7 +93,7 @@ class ErrorBudget(Policy):
 
     def init(self, samples: int) -> State:
         tolerance = self.tolerance if self.quality is None else QUALITIES[self.quality]
-        given = per_sample("tolerance", tolerance, samples).tolist()
+        given = per_sample("tolerance", tolerance, samples)
         return {"tolerance": given, "spent": [0.0] * samples, "books": [None] * samples}
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[list[bool], State]:
@@ -120,7 +120,9 @@ class ErrorBudget(Policy):
         if self.compute_rows is None or not wanted:
             return mask
         size = min(size for size in self.row_counts(len(mask)) if size >= wanted)
-        ranks = [inf if want else spent for want, spent in zip(mask, state["spent"], strict=True)]
+        pairs = zip(mask, state["spent"], strict=True)
+        # What cannot be predicted (NaN) is next to what must be computed.
+        ranks = [(want, inf if isnan(spent) else spent) for want, spent in pairs]
         chosen = sorted(range(len(mask)), key=ranks.__getitem__, reverse=True)[:size]
         return [sample in chosen for sample in range(len(mask))]
 

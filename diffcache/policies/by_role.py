@@ -57,6 +57,6 @@ class ByRole(Policy):
         masks, after = [], {}
         for role, policy in self.policies:
             mask, own = policy.decide(step, evidence, part_of(state, role))
-            masks.append(mask)
+            masks.append(torch.as_tensor(mask))
             after |= labelled(role, own)
         return torch.stack(masks, 1), after

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import (
+    Decision,
     NoEvidence,
     Policy,
     State,
@@ -93,7 +94,7 @@ class Gated(Policy):
     def _phase(self, late: bool) -> tuple[str, Policy]:
         return ("after", self.after) if late else ("before", self.before)
 
-    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
+    def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Decision, State]:
         late = step.index >= self.gate
         name, phase = self._phase(late)
         mask, own = phase.decide(step, evidence, part_of(state, name))

@@ -29,10 +29,10 @@ class Plan:
         times: coordinate of each step.
         weights: weight of each step, as in `Step`.
         predictor: what stands in for skipped steps.
+        most: the largest number of computed steps that is asked for.
         protected: of each step, whether it is always computed; the first is in any case.
         longest: how many steps in a row may be skipped.
         first: by how much errors are multiplied where the first value alone stands in.
-        most: the largest number of computed steps that is asked for; all of them if None.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Plan:
         times: Sequence[float],
         weights: Sequence[float],
         predictor: Predictor,
+        most: int,
         protected: Sequence[bool] = (),
         longest: int = LONGEST,
         first: float = 1.0,
-        most: int | None = None,
     ) -> None:
         self.steps = steps = len(times)
         self.longest = longest
@@ -56,7 +56,7 @@ class Plan:
             for b in range(max(0, step - longest), step):
                 self._costs[b, :, step - b :] = np.inf
         # By left, b and back: the least cost from b on with `left` more to compute.
-        most = steps if most is None else min(most, steps)
+        most = min(most, steps)
         self._ahead = np.full((most + 1, steps, longest + 2), np.inf)
         for b in range(steps - 1, -1, -1):
             rest = steps - 1 - b

@@ -37,4 +37,4 @@ def _planned(grid: Grid, first: int, stride: int, longest: int, most: int) -> Pl
     clock = torch.tensor(grid.times[own], dtype=torch.float64)
     gram = model.covariance(clock[:, None] - clock[None, :])
     weights, protected = grid.weights[own], grid.protected[own]
-    return Plan(gram, grid.times[own], weights, model, protected, longest, _FIRST, most)
+    return Plan(gram, grid.times[own], weights, model, most, protected, longest, _FIRST)

@@ -54,7 +54,7 @@ class Corrections:
             return {}
         if computed is not None and not any(computed):
             return {}
-        # Once there is something to correct, whose branches they are matters at a gap's end alone.
+        # Later on, a step that is left out would look like a gap.
         if not self.history.slots and _outputs(lanes) is None:
             return {}
         everyone = computed is None or all(computed)

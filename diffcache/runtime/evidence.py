@@ -52,7 +52,7 @@ class ForecastErrorCollector(Collector):
         # Of the forecast of the step that was last looked ahead to.
         self._ahead: Anchor | None = None
         self._weights: Weights = ()
-        self._growths = self._rates
+        self._growths: list[float] = []
 
     def before(self, now: Anchor) -> ForecastError:
         while self._measured and self._measured[0][0] < now.step - 1:

@@ -208,6 +208,8 @@ class Run:
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
+        # A loop may step again after an error, and make calls before it does.
+        self._settled = None
         if self.corrections is None or self.full is not None:
             return {}
         computed = None if self.samples is None else self._outcome()[1]

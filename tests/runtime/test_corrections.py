@@ -19,6 +19,9 @@ import diffcache
 from diffcache import metrics, tiny
 from diffcache.predictors import Kriging
 from diffcache.runtime import schedulers
+from diffcache.runtime.corrections import Corrections
+from diffcache.runtime.guards import Guards
+from diffcache.runtime.lanes import Lanes
 from diffcache.runtime.timetable import Timetable
 from diffcache.sites import BlockStack, Output
 
@@ -225,6 +228,25 @@ def test_corrected_pictures_are_nearer_to_the_full_ones(kind, sampler):
 def test_samplers_that_are_not_known_are_not_corrected():
     pipe = trained("unet", UniPCMultistepScheduler)
     assert np.array_equal(pictures(pipe, corrects=True), pictures(pipe, corrects=False))
+
+
+def test_a_step_without_observed_branches_leaves_no_gap():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(6)
+    timetable, lanes = Timetable(scheduler), Lanes(3)
+    timetable.locate(None, None, Guards.none())
+    corrections = Corrections(Kriging(), timetable.course)
+    generator, given = torch.Generator().manual_seed(0), []
+    for step in (0, 1, 2, 3, 5):
+        now, prediction = timetable.at(step)[0], torch.randn(1, 4, generator=generator)
+        if step != 2:
+            lanes.find("place", {}).history("output", 1).append([prediction], now)
+        arguments = {"model_output": prediction, "sample": torch.zeros(1, 4)}
+        given.append(corrections.step(scheduler, arguments, [True], lanes, now))
+        lanes.next_step()
+    # Step 2 was computed all the same; step 4 was not, and step 5 ends its gap, but its branch has
+    # no value of step 2 and is not the whole of what the sampler saw.
+    assert given == [{}] * 5
 
 
 def test_only_whole_outputs_keep_what_corrections_read(make, generate):

@@ -18,7 +18,7 @@ def play(policy, changes):
         mask, state = policy.decide(Step(index, 50), evidence, state)
         masks.append(mask)
         unknown = torch.full((samples,), NAN, dtype=torch.float64)
-        state = policy.observe(Step(index, 50), unknown, mask.all(1), state)
+        state = policy.observe(Step(index, 50), unknown, mask.all(1).tolist(), state)
     return masks
 
 

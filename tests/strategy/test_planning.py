@@ -52,7 +52,7 @@ def cost(values, times, weights, predictor, chosen) -> float:
 def test_a_plan_of_lines_is_the_best_there_is(seed, count):
     predictor = Newton(1)
     values, times, weights = run(9, seed)
-    found = followed(Plan(values @ values.T, times, weights, predictor), count)
+    found = followed(Plan(values @ values.T, times, weights, predictor, count), count)
     every = ((0, *rest) for rest in combinations(range(1, 9), count - 1))
     least = min(cost(values, times, weights, predictor, chosen) for chosen in every)
     assert len(found) == count
@@ -63,7 +63,7 @@ def test_a_plan_of_lines_is_the_best_there_is(seed, count):
 def test_a_plan_with_more_anchors_beats_even_spacing(count):
     values, times, weights = run(28, 1)
     predictor = Kriging()
-    found = followed(Plan(values @ values.T, times, weights, predictor), count)
+    found = followed(Plan(values @ values.T, times, weights, predictor, count), count)
     even = {round(i * 27 / (count - 1)) for i in range(count)}
     planned = cost(values, times, weights, predictor, found)
     assert planned < cost(values, times, weights, predictor, even)
@@ -72,7 +72,7 @@ def test_a_plan_with_more_anchors_beats_even_spacing(count):
 @pytest.mark.parametrize("count", [4, 7, 12, 29, 30])
 def test_no_gap_of_a_plan_is_longer_than_any_may_be(count):
     values, times, weights = run(30, 2)
-    found = followed(Plan(values @ values.T, times, weights, Newton(1)), count)
+    found = followed(Plan(values @ values.T, times, weights, Newton(1), count), count)
     ends = [*found, 30]
     assert len(found) == count and max(b - a for a, b in pairwise(ends)) <= LONGEST + 1
 
@@ -81,14 +81,14 @@ def test_no_gap_of_a_plan_is_longer_than_any_may_be(count):
 def test_protected_steps_are_in_every_plan(count):
     values, times, weights = run(20, 3)
     protected = [step in (3, 11, 19) for step in range(20)]
-    found = followed(Plan(values @ values.T, times, weights, Newton(1), protected), count)
+    found = followed(Plan(values @ values.T, times, weights, Newton(1), count, protected), count)
     assert len(found) == count and {0, 3, 11, 19} <= set(found)
 
 
 def test_a_plan_goes_on_from_where_it_was_left():
     values, times, weights = run(12, 5)
     # Steps 1 and 2 were computed against the plan, and six may be in all.
-    found = followed(Plan(values @ values.T, times, weights, Newton(1)), 6, 1, 2)
+    found = followed(Plan(values @ values.T, times, weights, Newton(1), 6), 6, 1, 2)
     every = ((0, 1, 2, *rest) for rest in combinations(range(3, 12), 3))
     least = min(cost(values, times, weights, Newton(1), chosen) for chosen in every)
     assert cost(values, times, weights, Newton(1), found) == pytest.approx(least)

@@ -102,7 +102,7 @@ def test_growing_interval_makes_the_published_count_of_calls(growth, published):
     for i in range(50):
         mask, state = policy.decide(Step(i, 50), NoEvidence(2), state)
         assert mask[0] == mask[1]
-        state = policy.observe(Step(i, 50), vector(0.0, 0.0), mask, state)
+        state = policy.observe(Step(i, 50), vector(0.0, 0.0), mask.tolist(), state)
         calls += int(mask[0])
     assert calls == published
 
@@ -112,7 +112,7 @@ def test_growing_interval_counts_for_each_sample_from_its_own_computed_step():
     state = policy.init(2)
     for i, computed in enumerate([(True, True), (False, False), (True, False)]):
         _, state = policy.decide(Step(i, 50), NoEvidence(2), state)
-        state = policy.observe(Step(i, 50), vector(0, 0), torch.tensor(computed), state)
+        state = policy.observe(Step(i, 50), vector(0, 0), computed, state)
     assert policy.decide(Step(3, 50), NoEvidence(2), state)[0].tolist() == [False, False]
     _, state = policy.decide(Step(3, 50), NoEvidence(2), state)
     assert policy.decide(Step(4, 50), NoEvidence(2), state)[0].tolist() == [False, True]
@@ -175,7 +175,7 @@ def test_accumulated_changes_reach_the_threshold_for_each_sample_on_its_own():
     for _ in range(3):
         change = vector(0.04, 0.06, float("nan"))
         mask, state = policy.decide(STEP, PredictedChange(change), state)
-        state = policy.observe(STEP, change, mask, state)
+        state = policy.observe(STEP, change, mask.tolist(), state)
         masks.append(mask.tolist())
     assert masks == [[False, False, True], [False, True, True], [True, False, True]]
 
@@ -199,7 +199,7 @@ def run_ratios(policy: MagnitudeRatios, steps: int) -> list[bool]:
     state, computed = policy.init(1), []
     for i in range(steps):
         mask, state = policy.decide(Step(i, steps), NoEvidence(1), state)
-        state = policy.observe(Step(i, steps), vector(0.0), mask, state)
+        state = policy.observe(Step(i, steps), vector(0.0), mask.tolist(), state)
         computed.append(bool(mask))
     return computed
 

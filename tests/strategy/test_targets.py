@@ -145,10 +145,11 @@ def test_the_part_is_filled_with_the_largest_errors():
     state = {"spent": [0.1, 0.5, 0.3, 0.4, 0.0]}
     wanted = [False, False, True, False, False]
     assert policy.fill(wanted, state) == [False, True, True, True, False]
-    # An error that cannot be predicted has its sample computed.
-    state = {"spent": [0.1, 0.5, 0.3, 0.2, NAN]}
-    wanted = [False, False, False, False, True]
-    assert policy.fill(wanted, state) == [False, True, True, False, True]
+    # An error that cannot be predicted comes first of those that need not be computed.
+    for spent in ([NAN, 0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, NAN, 0.0]):
+        filled = policy.fill([False] * 4 + [True], {"spent": spent})
+        assert filled == [x in (NAN, 0.5) for x in spent[:4]] + [True]
+    state = {"spent": [NAN] * 5}
     assert policy.fill([False] * 5, state) == [False] * 5
     assert policy.fill([True] * 5, state) == [True] * 5
 
