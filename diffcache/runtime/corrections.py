@@ -59,7 +59,8 @@ class Corrections:
             return {}
         everyone = computed is None or all(computed)
         self.history.append([prediction], now, None if everyone else computed)
-        if not self._ends_gaps():
+        anchors = self.history.anchors
+        if not any(map(_ends_gap, anchors[:1] if self.history.level else anchors)):
             return {}
         rows, histories = self.history.rows, _outputs(lanes)
         if histories is None or any(history.rows % rows for history in histories):
@@ -85,11 +86,6 @@ class Corrections:
             "sample": sample.add(off.to(sample.dtype), alpha=unit),
         }
 
-    def _ends_gaps(self) -> bool:
-        """Whether any sample's newest value is not of the step after the one before."""
-        anchors = self.history.anchors
-        return any(map(_ends_gap, anchors[:1] if self.history.level else anchors))
-
     def _of(self, row: int, index: int, histories: Sequence[History]) -> Correction | None:
         """The correction of a sample, whose branches must have been computed along with it."""
         own = self.history.anchors[row]
@@ -108,6 +104,7 @@ def _outputs(lanes: Lanes) -> list[History] | None:
 
 
 def _ends_gap(anchors: Sequence[Anchor]) -> bool:
+    """Whether the newest value is not of the step after the one before."""
     return len(anchors) > 1 and anchors[0].step > anchors[1].step + 1
 
 
