@@ -21,8 +21,8 @@ import diffcache
 from diffcache.sites import BlockStack
 
 # Dual-stream and single-stream blocks, and steps of a generation: the 57 are those of Flux.1.
-SIZES = {"4": (2, 2, 16), "57": (19, 38, 12)}
-TURNS = {"4": 8, "57": 1}
+SIZES = {"4": (2, 2, 28), "57": (19, 38, 12)}
+TURNS = {"4": 5, "57": 1}
 
 
 def build(size: str) -> FluxTransformer2DModel:

@@ -198,7 +198,7 @@ def _overhead(path: Path) -> list[str]:
     return [
         "## What a cache that never skips costs",
         "`pytest bench/test_overhead.py`: a narrow FluxTransformer2DModel of 2 + 2 or 19 + 38 "
-        "blocks, each library in a process of its own, in short turns of four generations (off, "
+        "blocks, each library in a process of its own, in turns of four generations (off, "
         f"on, on, off), processes taking turns at a second of them; {where(last)}. `adaptive` is "
         "on the output site and `stack` the same on the block stack, both at tolerance 0; `skip` "
         "is a call that diffcache forecasts. "

@@ -13,8 +13,8 @@ from .base import Grid
 from .planning import LONGEST, Plan
 
 # In pure noise predictions hardly change, so that the first one stands in better than kriging has
-# it. With 0.36 to 0.48 of the error, plans of a quarter of the run skip the second step, and those of
-# a third compute it, as both should.
+# it. With 0.36 to 0.48 of the error, plans of a quarter of the run skip the second step, and those
+# of a third compute it, as both should.
 _FIRST = 0.42
 
 _FURTHEST = 20
