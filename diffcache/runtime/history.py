@@ -38,13 +38,12 @@ def _weights(predictor: Predictor, clock: Clock, t: float) -> Weights:
 
 
 @lru_cache(maxsize=4096)
-def _growth(predictor: Predictor, clock: Clock, t: float) -> tuple[float, ...]:
-    times = torch.tensor(clock, dtype=torch.float64)
+def _outlook(predictor: Predictor, clock: Clock, t: float) -> tuple[Weights, tuple[float, ...]]:
+    weights, times = _weights(predictor, clock, t), torch.tensor(clock, dtype=torch.float64)
     if times.shape[1] < predictor.needed:
-        return (nan,) * len(times)
-    return tuple(
-        predictor.growth(times, torch.full((len(times),), t, dtype=torch.float64)).tolist()
-    )
+        return weights, (nan,) * len(times)
+    now = torch.full((len(times),), t, dtype=torch.float64)
+    return weights, tuple(predictor.growth(times, now).tolist())
 
 
 class History:
@@ -183,11 +182,11 @@ class History:
     def outlook(self, predictor: Predictor, t: float) -> tuple[Weights, list[float]]:
         """The predictor's weights at `t`, and each row's growth, NaN for rows short of anchors."""
         if self.level:
-            clock = self._clock(predictor)
-            return _weights(predictor, clock, t), [*_growth(predictor, clock, t)] * self.rows
+            weights, growth = _outlook(predictor, self._clock(predictor), t)
+            return weights, [*growth] * self.rows
         grown = [nan] * self.rows
         for rows, clock in self._clocks(predictor):
-            for row, value in zip(rows, _growth(predictor, clock, t), strict=True):
+            for row, value in zip(rows, _outlook(predictor, clock, t)[1], strict=True):
                 grown[row] = value
         return self.weights(predictor, t), grown
 

@@ -55,7 +55,9 @@ class OutputAttachment(Attachment):
             if leaves := self._leaves(turn, output) or self._lone(turn, output):
                 self._remember(turn, leaves)
             return output
-        forecast = self._shifted(turn, turn.forecast(self._signal), 1)
+        forecast = turn.forecast(self._signal)
+        if self.residual:
+            forecast = self._shifted(turn, forecast, 1)
         if "lone" in turn.lane.memory:
             forecast = [value[0] for value in forecast]
         if turn.none:
@@ -71,7 +73,8 @@ class OutputAttachment(Attachment):
         return whole
 
     def _remember(self, turn: Turn, leaves: list[Tensor]) -> None:
-        leaves = self._shifted(turn, leaves, -1)
+        if self.residual:
+            leaves = self._shifted(turn, leaves, -1)
         turn.remember(self._signal, leaves, corrected=not self.residual)
 
     def _fill(self, turn: Turn, values: list[Tensor]) -> Any:
@@ -79,9 +82,7 @@ class OutputAttachment(Attachment):
         return turn.lane.memory["structure"].fill(leaves)
 
     def _shifted(self, turn: Turn, leaves: list[Tensor], sign: int) -> list[Tensor]:
-        """`leaves` plus or minus the sample, where the site keeps residuals."""
-        if not self.residual:
-            return leaves
+        """`leaves` plus or minus the sample, where their shapes match."""
         sample = self._names(turn.args, turn.kwargs)[self._names.first]
         return [
             torch.add(leaf, sample, alpha=sign) if leaf.shape == sample.shape else leaf
