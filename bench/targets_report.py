@@ -186,11 +186,13 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.grid(alpha=0.25)
     middle = spread(rows, OURS)[1]
     axes[0].axhspan(middle - BAND, middle + BAND, color="#c0261f", alpha=0.1, lw=0)
-    axes[0].set(ylabel="mean PSNR, dB", title="One setting everywhere")
+    axes[0].set(ylabel="mean PSNR, dB")
+    figure.suptitle("One setting everywhere", fontsize=12)
     axes[1].axhline(1 - SKIPPED, color="#444444", ls="--", lw=1)
     axes[1].set(ylabel="share computed", ylim=(0, 1.05))
     axes[1].set_xticks(range(len(cells)), [f"{kind}\n{steps}" for steps, kind in cells], fontsize=7)
-    axes[0].legend(fontsize=8)
+    # Above the plot, where there are no points to be hidden.
+    axes[0].legend(fontsize=8, ncol=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
