@@ -11,7 +11,7 @@ from torch import Tensor
 from diffcache.policies import Evidence
 from diffcache.predictors import Predictor
 
-from .history import Anchor
+from .history import Anchor, History
 from .lanes import Lane
 from .reading import Reader
 
@@ -19,13 +19,15 @@ from .reading import Reader
 class Collector(ABC):
     """Gathers one kind of evidence over a run, for `samples` samples.
 
-    Where it is `lagged`, policies read what was measured a step before the newest, so that nobody
-    waits for the device.
+    It may read the `past`: the predictions that earlier steps were made with, where they were
+    computed. Where it is `lagged`, policies read what was measured a step before the newest, so
+    that nobody waits for the device.
     """
 
-    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
+    def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
         self.samples = samples
         self.predictor = predictor
+        self.past = past
         self.reader = Reader(lagged)
         self._unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
 

@@ -10,6 +10,7 @@ from diffcache.predictors import Predictor
 
 from .collector import Collector
 from .guards import Guards
+from .history import History
 
 
 class Composition(Protocol):
@@ -23,8 +24,16 @@ class Composition(Protocol):
 
 @dataclass
 class Stage:
-    """Evidence and policy state of one of the evaluations that a sampler makes in a step."""
+    """What is known of one of the evaluations that a sampler makes in a step.
 
+    Attributes:
+        past: the predictions that its steps were made with, where they were computed.
+        collector: gathers the policy's evidence.
+        state: the policy's memory.
+        skipped: how many steps in a row each sample has skipped.
+    """
+
+    past: History
     collector: Collector
     state: State
     skipped: list[int]

@@ -43,9 +43,8 @@ class ForecastErrorCollector(Collector):
     a step.
     """
 
-    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
-        super().__init__(samples, predictor, lagged)
-        self.history = History(predictor.anchors)
+    def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
+        super().__init__(samples, predictor, past, lagged)
         # Where evidence lags: step, squared errors, growths and who computed, not yet learnt from.
         self._measured: list[tuple[int, Reading, list[float], Sequence[bool]]] = []
         self._rates = [nan] * samples
@@ -58,7 +57,7 @@ class ForecastErrorCollector(Collector):
         while self._measured and self._measured[0][0] < now.step - 1:
             _, squares, growths, computed = self._measured.pop(0)
             self._learn(_relative(squares.value().tolist()), growths, computed)
-        if self.history.rows != self.samples:
+        if self.past.rows != self.samples:
             return ForecastError([nan] * self.samples)
         self._look_ahead(now)
         return ForecastError([*map(mul, self._rates, self._growths)])
@@ -68,8 +67,8 @@ class ForecastErrorCollector(Collector):
     ) -> list[float] | None:
         if not any(computed):
             return None
-        errors, values = None, [prediction]
-        if self.history.fits(values):
+        errors = None
+        if self.past.fits([prediction]):
             if self._ahead is not now:
                 self._look_ahead(now)
             squares = self._squares(prediction, self._weights)
@@ -79,12 +78,11 @@ class ForecastErrorCollector(Collector):
                 # Where a batch is on another device, this is the one synchronisation of the step.
                 errors = _relative(numbers(squares))
                 self._learn(errors, self._growths, computed)
-        self.history.append(values, now, None if all(computed) else computed)
         return errors
 
     def _look_ahead(self, now: Anchor) -> None:
         self._ahead, coordinate = now, self.predictor.coordinate
-        self._weights, self._growths = self.history.outlook(self.predictor, now.on(coordinate))
+        self._weights, self._growths = self.past.outlook(self.predictor, now.on(coordinate))
 
     def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
         for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
@@ -94,22 +92,18 @@ class ForecastErrorCollector(Collector):
 
     def _squares(self, truth: Tensor, weights: Weights) -> Tensor:
         """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
-        anchors = [slot[0] for slot in self.history.slots[: len(weights[0])]]
+        anchors = [slot[0] for slot in self.past.slots[: len(weights[0])]]
         if weights.count(weights[0]) == len(weights):
             return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))
         rows = torch.tensor([(1.0, *map(neg, row)) for row in weights])
         return forecast_error((truth, *anchors), sent(rows, truth.device))
 
-    @property
-    def bytes(self) -> int:
-        return self.history.bytes
-
 
 class LatentChangeCollector(Collector):
     """Raw differences of the latents; kept in fp32, where bf16 would measure its own rounding."""
 
-    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
-        super().__init__(samples, predictor, lagged)
+    def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
+        super().__init__(samples, predictor, past, lagged)
         self.latents: list[Tensor] = []
 
     def before(self, now: Anchor) -> LatentChange:
@@ -147,8 +141,8 @@ class PredictedChangeCollector(Collector):
     fp32, where bf16 would measure its own rounding.
     """
 
-    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
-        super().__init__(samples, predictor, lagged)
+    def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
+        super().__init__(samples, predictor, past, lagged)
         self.latents: list[Tensor] = []
         # At each sample's last computed step: prediction, latents, and the slope k / mean |v|.
         self.computed: list[Tensor] = []
@@ -202,8 +196,8 @@ class ModuleChangeCollector(Collector):
     Modules are known by path, so that one denoiser's thresholds serve another that takes over.
     """
 
-    def __init__(self, samples: int, predictor: Predictor, lagged: bool = False) -> None:
-        super().__init__(samples, predictor, lagged)
+    def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
+        super().__init__(samples, predictor, past, lagged)
         self.lanes: list[Lane] = []
         self._lengths: list[tuple[str, int]] = []
         # Modules keep their columns, so that what a policy remembers of them stays theirs.
@@ -260,7 +254,7 @@ _COLLECTORS: dict[type[Evidence], type[Collector]] = {
 
 
 def collector_for(
-    evidence: type[Evidence], samples: int, predictor: Predictor, lagged: bool = False
+    evidence: type[Evidence], samples: int, predictor: Predictor, past: History, lagged: bool
 ) -> Collector:
     """A new collector of that kind of evidence."""
-    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor, lagged)
+    return _COLLECTORS.get(evidence, NothingCollected)(samples, predictor, past, lagged)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache.policies import Decision, DraftError, ModuleChange, ProbeChange, State
+from diffcache.policies import Decision, DraftError, ForecastError, ModuleChange, ProbeChange, State
 
 from .composition import Composition, Stage
 from .corrections import Corrections
 from .evidence import collector_for
+from .history import History
 from .lanes import Lane, Lanes
 from .recorder import recording
 from .report import Event, Rule
@@ -34,6 +35,7 @@ class Run:
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
         measures_modules: whether the policy reads how far each module's output is from its last.
         corrections: made to the samples, where that is known how.
+        keeps_past: whether evidence or corrections read earlier predictions.
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
@@ -51,9 +53,14 @@ class Run:
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
         self.measures_modules = method.policy.evidence is ModuleChange
+        self.corrections: Corrections | None = None
+        if self.predictor.corrects and (course := self.timetable.course) is not None:
+            self.corrections = Corrections(self.predictor, course)
+        self.keeps_past = self.corrections is not None or method.policy.evidence is ForecastError
         self.awaiting: list[Callable[[Tensor], None]] = []
+        self._moved: Tensor | None = None
         self.samples: int | None = None
-        self._begin()
+        self.lanes = Lanes(self.predictor.anchors)
         self.stages: dict[int, Stage] = {}
         self.stage_number = 0
         self.step_rows = 0
@@ -75,8 +82,8 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        known = 0 if self.corrections is None else self.corrections.bytes
-        return known + self.lanes.bytes + sum(s.collector.bytes for s in self.stages.values())
+        stages = self.stages.values()
+        return self.lanes.bytes + sum(s.past.bytes + s.collector.bytes for s in stages)
 
     def _enter(self, index: int) -> None:
         """Makes `index` the current step."""
@@ -91,14 +98,6 @@ class Run:
             return True
         return timestep is not None and self.timetable.same(self.opening, timestep)
 
-    def _begin(self) -> None:
-        """Keeps nothing yet."""
-        course = self.timetable.course
-        self.corrections: Corrections | None = None
-        if course is not None and self.predictor.corrects:
-            self.corrections = Corrections(self.predictor, course)
-        self.lanes = Lanes(self.predictor.anchors)
-
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
@@ -107,20 +106,17 @@ class Run:
         self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.now.time)
-        if self.corrections is not None:
-            self.corrections.history.restamp(self.now.time)
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
 
     def stage(self, samples: int) -> Stage:
         found = self.stages.get(self.stage_number)
         if found is None:
-            policy = self.method.policy
-            found = self.stages[self.stage_number] = Stage(
-                collector_for(policy.evidence, samples, self.method.predictor, self.method.lagged),
-                policy.init(samples),
-                [0] * samples,
-            )
+            policy, predictor = self.method.policy, self.method.predictor
+            past = History(predictor.anchors)
+            collector = collector_for(policy.evidence, samples, predictor, past, self.method.lagged)
+            found = Stage(past, collector, policy.init(samples), [0] * samples)
+            self.stages[self.stage_number] = found
         return found
 
     def note(self, text: str) -> None:
@@ -130,7 +126,7 @@ class Run:
 
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
-        self._begin()
+        self.lanes = Lanes(self.predictor.anchors)
         self.stages.clear()
         self._compute_all()
         self.forced = ["first"] * self.samples
@@ -210,10 +206,17 @@ class Run:
         """What to give the scheduler's step in place of some of its arguments."""
         # A loop may step again after an error, and make calls before it does.
         self._settled = None
-        if self.corrections is None or self.full is not None:
+        self._moved = None
+        if self.corrections is None or self.full is not None or self.samples is None:
             return {}
-        computed = None if self.samples is None else self._outcome()[1]
-        return self.corrections.step(self.scheduler, arguments, computed, self.lanes, self.now)
+        stage = self.stage(self.samples)
+        if not any(stage.skipped):
+            return {}
+        changed = self.corrections.step(
+            self.scheduler, arguments, self._outcome()[1], stage.past, self.lanes, self.now
+        )
+        self._moved = changed.get("model_output")
+        return changed
 
     def stepped(
         self, arguments: dict[str, Any], latents: Tensor, total: Callable[[], int | None]
@@ -256,6 +259,10 @@ class Run:
             if found is not None and policy.reads_error:
                 error = torch.tensor(found, dtype=torch.float64)
             stage.state = policy.observe(self.step, error, truth, stage.state)
+            if self.keeps_past and any(truth):
+                # What is forecast from, and so what a forecast's error is to be measured by.
+                made_with = prediction if self._moved is None else self._moved
+                stage.past.append([made_with], self.now, None if all(truth) else truth)
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         self._bound_by.append(self.forced)

@@ -128,6 +128,8 @@ def _address(source: Any, steps: int) -> int | None:
 
 def number_of(timestep: Tensor | float | None, timetable: Timetable | None) -> float | None:
     """A timestep on the host, which `timetable` may know without asking the device."""
-    if timestep is None or timetable is None:
-        return number(timestep) if isinstance(timestep, Tensor) else timestep
-    return timetable.read(timestep)
+    if not isinstance(timestep, Tensor):
+        return timestep
+    if timestep.is_cpu:
+        return timestep.item()
+    return number(timestep) if timetable is None else timetable.read(timestep)

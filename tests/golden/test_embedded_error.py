@@ -8,7 +8,7 @@ from diffcache.kernels import latent_difference
 from diffcache.policies import ErrorBudget, ForecastError
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
-from diffcache.runtime.history import Anchor
+from diffcache.runtime.history import Anchor, History
 
 
 def path(times: torch.Tensor) -> torch.Tensor:
@@ -23,13 +23,15 @@ def path(times: torch.Tensor) -> torch.Tensor:
 def test_error_is_truth_against_forecast_for_each_sample(order):
     times = torch.rand(10, generator=torch.Generator().manual_seed(1)).double().cumsum(0)
     truth = path(times)
-    collector = collector_for(ForecastError, 3, Newton(order))
+    past = History(order + 1)
+    collector = collector_for(ForecastError, 3, Newton(order), past, lagged=False)
     kept: list[list[int]] = [[], [], []]
     computed_rows = torch.rand(10, 3, generator=torch.Generator().manual_seed(2)) < 0.6
     computed_rows[: order + 1] = True
     for i, t in enumerate(times.tolist()):
         computed = computed_rows[i].tolist()
         error = collector.after(Anchor(t, i), truth[i], truth[i], computed)
+        past.append([truth[i]], Anchor(t, i), computed)
         for sample in range(3):
             if len(kept[sample]) > order and computed[sample]:
                 anchors = kept[sample][-1 : -order - 2 : -1]
@@ -53,11 +55,13 @@ def ratios(sigmas: torch.Tensor) -> torch.Tensor:
     latents = [torch.zeros(1, 40)]
     for i in range(len(sigmas) - 1):
         latents.append(latents[-1] + truth[i] * float(sigmas[i + 1] - sigmas[i]))
-    collector = collector_for(ForecastError, 1, Newton(1))
+    past = History(2)
+    collector = collector_for(ForecastError, 1, Newton(1), past, lagged=False)
     everyone = [True]
     found = []
     for i, sigma in enumerate(sigmas[:-1].tolist()):
         error = collector.after(Anchor(sigma, i), truth[i], latents[i + 1], everyone)
+        past.append([truth[i]], Anchor(sigma, i))
         if i >= 2:
             newest = latents[i - 2 : i + 2][::-1]
             raw = latent_difference(newest, [1.0, -3.0, 3.0, -1.0]).sq_difference.sqrt()

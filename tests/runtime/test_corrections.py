@@ -21,9 +21,9 @@ from diffcache.predictors import Kriging
 from diffcache.runtime import schedulers
 from diffcache.runtime.corrections import Corrections
 from diffcache.runtime.guards import Guards
+from diffcache.runtime.history import History
 from diffcache.runtime.lanes import Lanes
 from diffcache.runtime.timetable import Timetable
-from diffcache.sites import BlockStack, Output
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KNOWN = {
@@ -235,26 +235,16 @@ def test_a_step_without_observed_branches_leaves_no_gap():
     scheduler.set_timesteps(6)
     timetable, lanes = Timetable(scheduler), Lanes(3)
     timetable.locate(None, None, Guards.none())
-    corrections = Corrections(Kriging(), timetable.course)
+    corrections, past = Corrections(Kriging(), timetable.course), History(2)
     generator, given = torch.Generator().manual_seed(0), []
     for step in (0, 1, 2, 3, 5):
         now, prediction = timetable.at(step)[0], torch.randn(1, 4, generator=generator)
         if step != 2:
             lanes.find("place", {}).history("output", 1).append([prediction], now)
         arguments = {"model_output": prediction, "sample": torch.zeros(1, 4)}
-        given.append(corrections.step(scheduler, arguments, [True], lanes, now))
+        given.append(corrections.step(scheduler, arguments, [True], past, lanes, now))
+        past.append([prediction], now)
         lanes.next_step()
     # Step 2 was computed all the same; step 4 was not, and step 5 ends its gap, but its branch has
     # no value of step 2 and is not the whole of what the sampler saw.
     assert given == [{}] * 5
-
-
-def test_only_whole_outputs_keep_what_corrections_read(make, generate):
-    def kept(corrects, site):
-        predictor = Kriging(corrects=corrects)
-        pipe = diffcache.wrap(make("dit"), site=site, predictor=predictor, tolerance=0.0)
-        generate(pipe, 1, 12, cfg=False)
-        return diffcache.report(pipe).cache_bytes
-
-    assert kept(True, BlockStack()) == kept(False, BlockStack())
-    assert kept(True, Output()) > kept(False, Output())

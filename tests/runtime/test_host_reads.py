@@ -11,7 +11,7 @@ from diffcache.policies import ForecastError, Interval
 from diffcache.predictors import Newton
 from diffcache.runtime.evidence import collector_for
 from diffcache.runtime.generation import Generation
-from diffcache.runtime.history import Anchor
+from diffcache.runtime.history import Anchor, History
 from diffcache.runtime.reading import Reader, waits
 from diffcache.sites import BlockStack
 
@@ -111,16 +111,20 @@ def test_a_lagging_budget_that_tolerates_nothing_skips_nothing(pipe, generate):
 def test_lagging_evidence_is_that_of_the_step_before():
     torch.manual_seed(0)
     predictions = torch.randn(8, 2, 5).cumsum(0)
-    exact, lagging = (collector_for(ForecastError, 2, Newton(1), lagged) for lagged in (0, 1))
+    past = History(2)
+    exact, lagging = (
+        collector_for(ForecastError, 2, Newton(1), past, lagged) for lagged in (False, True)
+    )
     rates = []
     for step, prediction in enumerate(predictions):
         now = Anchor(float(step) ** 1.5, step)
         found = [torch.tensor(each.before(now).predicted) for each in (exact, lagging)]
         if step:
-            grown = torch.tensor(exact.history.outlook(Newton(1), now.time)[1])
+            grown = torch.tensor(past.outlook(Newton(1), now.time)[1])
             rates.append([each / grown for each in found])
         for each in (exact, lagging):
             each.after(now, prediction, prediction, [True, True])
+        past.append([prediction], now)
     for (before, _), (_, after) in pairwise(rates):
         torch.testing.assert_close(after, before, equal_nan=True)
     assert not rates[-1][1].isnan().any()
