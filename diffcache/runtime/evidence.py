@@ -81,8 +81,8 @@ class ForecastErrorCollector(Collector):
         return errors
 
     def _look_ahead(self, now: Anchor) -> None:
-        self._ahead, coordinate = now, self.predictor.coordinate
-        self._weights, self._growths = self.past.outlook(self.predictor, now.on(coordinate))
+        self._ahead = now
+        self._weights, self._growths = self.past.outlook(self.predictor, now)
 
     def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
         for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):

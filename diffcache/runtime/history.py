@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import nan
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from diffcache.kernels import combine
 from diffcache.kernels.transfer import sent
 from diffcache.predictors import Predictor
 
-Clock = tuple[tuple[float, ...], ...]
 Weights = tuple[tuple[float, ...], ...]
 
 
@@ -29,21 +28,19 @@ class Anchor(NamedTuple):
         return self.time if coordinate == "noise" else float(self.step)
 
 
-# Runs over one timetable ask for the same few hundred combinations again and again.
+# Samples and runs over one timetable ask for the same few hundred combinations again and again.
 @lru_cache(maxsize=4096)
-def _weights(predictor: Predictor, clock: Clock, t: float) -> Weights:
-    times = torch.tensor(clock, dtype=torch.float64)
-    found = predictor.coefficients(times, torch.full((len(times),), t, dtype=torch.float64))
-    return tuple(map(tuple, found.tolist()))
+def _outlook(
+    predictor: Predictor, anchors: tuple[Anchor, ...], now: Anchor
+) -> tuple[tuple[float, ...], float]:
+    """Weights of values computed at `anchors` in their forecast `now`, and the growth of its error.
 
-
-@lru_cache(maxsize=4096)
-def _outlook(predictor: Predictor, clock: Clock, t: float) -> tuple[Weights, tuple[float, ...]]:
-    weights, times = _weights(predictor, clock, t), torch.tensor(clock, dtype=torch.float64)
-    if times.shape[1] < predictor.needed:
-        return weights, (nan,) * len(times)
-    now = torch.full((len(times),), t, dtype=torch.float64)
-    return weights, tuple(predictor.growth(times, now).tolist())
+    The growth is NaN where there are not anchors enough to tell it.
+    """
+    times = torch.tensor([[a.on(predictor.coordinate) for a in anchors]], dtype=torch.float64)
+    t = torch.tensor([now.on(predictor.coordinate)], dtype=torch.float64)
+    growth = predictor.growth(times, t).item() if len(anchors) >= predictor.needed else nan
+    return tuple(predictor.coefficients(times, t)[0].tolist()), growth
 
 
 class History:
@@ -147,52 +144,24 @@ class History:
             kept = self.anchors[row] if row in moved else self.anchors[row][1:]
             self.anchors[row] = [anchor, *kept[: self.capacity - 1]]
 
-    def _clock(self, predictor: Predictor) -> Clock:
-        """The predictor's anchors of a level history, the first row's for all."""
-        times, steps = zip(*self.anchors[0][: predictor.anchors], strict=True)
-        return (times if predictor.coordinate == "noise" else steps,)
+    def outlook(self, predictor: Predictor, now: Anchor) -> tuple[Weights, list[float]]:
+        """The predictor's weights `now` `[rows, K]`, and each row's growth.
 
-    def _clocks(self, predictor: Predictor) -> Iterator[tuple[list[int], Clock]]:
-        """Rows that have as many of the predictor's anchors as each other, and those anchors."""
-        which = 0 if predictor.coordinate == "noise" else 1
-        depth = predictor.anchors
-        groups: dict[int, list[int]] = {}
-        for row, anchors in enumerate(self.anchors):
-            groups.setdefault(min(len(anchors), depth), []).append(row)
-        for count, members in groups.items():
-            yield members, tuple(tuple(a[which] for a in self.anchors[r][:count]) for r in members)
-
-    def weights(self, predictor: Predictor, t: float) -> Weights:
-        """The predictor's weights at `t` `[rows, anchors]`, or one row of them for all rows.
-
-        Rows with fewer anchors than others are padded with zeros.
+        The weights may be one row for all of them; those of rows with fewer anchors than others are
+        padded with zeros. The growth of rows short of anchors is NaN.
         """
+        depth = predictor.anchors
         if self.level:
-            return _weights(predictor, self._clock(predictor), t)
-        found = [(rows, _weights(predictor, clock, t)) for rows, clock in self._clocks(predictor)]
-        if len(found) == 1:
-            return found[0][1]
-        deepest = max(len(weights[0]) for _, weights in found)
-        padded = [(0.0,) * deepest] * self.rows
-        for rows, weights in found:
-            for row, own in zip(rows, weights, strict=True):
-                padded[row] = own + (0.0,) * (deepest - len(own))
-        return tuple(padded)
+            weights, growth = _outlook(predictor, tuple(self.anchors[0][:depth]), now)
+            return (weights,), [growth] * self.rows
+        found = [_outlook(predictor, tuple(anchors[:depth]), now) for anchors in self.anchors]
+        deepest = max(len(weights) for weights, _ in found)
+        padded = tuple(weights + (0.0,) * (deepest - len(weights)) for weights, _ in found)
+        return padded, [growth for _, growth in found]
 
-    def outlook(self, predictor: Predictor, t: float) -> tuple[Weights, list[float]]:
-        """The predictor's weights at `t`, and each row's growth, NaN for rows short of anchors."""
-        if self.level:
-            weights, growth = _outlook(predictor, self._clock(predictor), t)
-            return weights, [*growth] * self.rows
-        grown = [nan] * self.rows
-        for rows, clock in self._clocks(predictor):
-            for row, value in zip(rows, _outlook(predictor, clock, t)[1], strict=True):
-                grown[row] = value
-        return self.weights(predictor, t), grown
-
-    def forecast(self, predictor: Predictor, t: float) -> list[Tensor]:
-        """Forecasts of every leaf `[rows, ...]` at `t` in the predictor's coordinate."""
-        weights = self.weights(predictor, t)
+    def forecast(self, predictor: Predictor, now: Anchor) -> list[Tensor]:
+        """Forecasts `now` of every leaf `[rows, ...]`."""
+        weights, _ = self.outlook(predictor, now)
         depth = len(weights[0])
         return [
             predictor.predict([slot[index] for slot in self.slots[:depth]], weights)

@@ -229,5 +229,4 @@ class Turn:
 
     def forecast(self, key: Hashable) -> list[Tensor]:
         """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
-        predictor = self.run.predictor
-        return self.lane.history(key).forecast(predictor, self.run.now.on(predictor.coordinate))
+        return self.lane.history(key).forecast(self.run.predictor, self.run.now)

@@ -73,7 +73,9 @@ def test_random_appends_agree_with_lists(predictor, seed):
             assert [tuple(anchor) for anchor in found] == [anchor[:2] for anchor in kept]
         t = time + dice.random() if predictor.coordinate == "noise" else step + 1.0
         wanted = naive.forecast(predictor, t)
-        for found, leaf in zip(history.forecast(predictor, t), wanted, strict=True):
+        for found, leaf in zip(
+            history.forecast(predictor, Anchor(t, step + 1)), wanted, strict=True
+        ):
             torch.testing.assert_close(found.double(), leaf, rtol=1e-3, atol=1e-3)
 
 
@@ -82,17 +84,17 @@ def test_coincident_times_replace():
     for time, value in ((0.0, 1.0), (1.0, 2.0), (1.0, 5.0), (1.0, 6.0)):
         history.append([torch.full((2, 1), value)], Anchor(time, int(time)), None)
     assert history.depth == 2
-    assert history.forecast(Newton(1), 2.0)[0].tolist() == [[11.0], [11.0]]
+    assert history.forecast(Newton(1), Anchor(2.0, 2))[0].tolist() == [[11.0], [11.0]]
 
 
 def test_values_are_copies_and_forecasts_are_new_memory():
     history, value = History(2), torch.ones(2, 3)
     history.append([value], Anchor(0.0, 0), None)
     value.zero_()
-    forecast = history.forecast(Reuse(), 1.0)[0]
+    forecast = history.forecast(Reuse(), Anchor(1.0, 1))[0]
     assert forecast.tolist() == [[1.0] * 3] * 2
     forecast.zero_()
-    assert history.forecast(Reuse(), 2.0)[0].tolist() == [[1.0] * 3] * 2
+    assert history.forecast(Reuse(), Anchor(2.0, 2))[0].tolist() == [[1.0] * 3] * 2
 
 
 def test_owned_values_are_kept_as_they_are():
@@ -103,9 +105,9 @@ def test_owned_values_are_kept_as_they_are():
     assert [slot[0].data_ptr() for slot in history.slots] == [v.data_ptr() for v in owned[:0:-1]]
     copied = torch.full((2, 3), 3.0)
     history.append([copied], Anchor(3.0, 3))
-    assert torch.equal(history.forecast(Newton(1), 4.0)[0], torch.full((2, 3), 4.0))
+    assert torch.equal(history.forecast(Newton(1), Anchor(4.0, 4))[0], torch.full((2, 3), 4.0))
     copied.zero_()
-    assert torch.equal(history.forecast(Newton(1), 4.0)[0], torch.full((2, 3), 4.0))
+    assert torch.equal(history.forecast(Newton(1), Anchor(4.0, 4))[0], torch.full((2, 3), 4.0))
 
 
 def test_memory_is_bounded_and_reported():
@@ -134,15 +136,15 @@ def test_other_leaves_start_afresh(other):
     assert not history.fits(other)
     history.append(other, Anchor(2.0, 2), [True, *[False] * (len(other[0]) - 1)])
     assert (history.depth, history.rows, history.level) == (1, len(other[0]), True)
-    assert torch.equal(history.forecast(Newton(1), 3.0)[0], other[0])
+    assert torch.equal(history.forecast(Newton(1), Anchor(3.0, 3))[0], other[0])
 
 
 def test_growth_is_unknown_short_of_anchors():
     history = History(2)
     history.append([torch.ones(2, 1)], Anchor(0.0, 0), None)
-    assert all(map(isnan, history.outlook(Newton(1), 1.0)[1]))
+    assert all(map(isnan, history.outlook(Newton(1), Anchor(1.0, 1))[1]))
     history.append([torch.ones(2, 1)], Anchor(1.0, 1), [True, False])
-    growth = history.outlook(Newton(1), 3.0)[1]
+    growth = history.outlook(Newton(1), Anchor(3.0, 3))[1]
     assert growth[0] == 2.0 * 3.0 and isnan(growth[1])
 
 
@@ -151,6 +153,6 @@ def test_snapshot_is_independent_and_gather_reorders():
     history.append([torch.tensor([[1.0], [2.0]])], Anchor(0.0, 0), None)
     twin, turned = history.snapshot(), history.gather([1, 0])
     history.append([torch.tensor([[7.0], [8.0]])], Anchor(1.0, 1), None)
-    assert twin.forecast(Reuse(), 2.0)[0].tolist() == [[1.0], [2.0]]
-    assert turned.forecast(Reuse(), 2.0)[0].tolist() == [[2.0], [1.0]]
+    assert twin.forecast(Reuse(), Anchor(2.0, 2))[0].tolist() == [[1.0], [2.0]]
+    assert turned.forecast(Reuse(), Anchor(2.0, 2))[0].tolist() == [[2.0], [1.0]]
     assert (twin.depth, turned.depth, history.depth) == (1, 1, 2)

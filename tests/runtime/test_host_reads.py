@@ -120,7 +120,7 @@ def test_lagging_evidence_is_that_of_the_step_before():
         now = Anchor(float(step) ** 1.5, step)
         found = [torch.tensor(each.before(now).predicted) for each in (exact, lagging)]
         if step:
-            grown = torch.tensor(past.outlook(Newton(1), now.time)[1])
+            grown = torch.tensor(past.outlook(Newton(1), now)[1])
             rates.append([each / grown for each in found])
         for each in (exact, lagging):
             each.after(now, prediction, prediction, [True, True])
