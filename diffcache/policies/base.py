@@ -176,8 +176,11 @@ class Policy(ABC):
         """
         return state
 
-    def fill(self, mask: list[bool], state: State) -> list[bool]:
-        """The `mask` to run, for one that guards have added to; it may compute more."""
+    def fill(self, mask: list[bool], must: Sequence[bool], state: State) -> list[bool]:
+        """The `mask` to run, for one that guards have added to.
+
+        It may compute more, and fewer of those samples that do not `must` compute by a guard.
+        """
         return mask
 
     def row_counts(self, samples: int) -> tuple[int, ...]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from .base import ForecastError, Policy, State, Step, check_number, per_sample
 from .targets import planned
+
+# How many samples may wait for a step for each that else were computed for nothing. Waiting too
+# costs; docs/design.md has what more and less give.
+_PATIENCE = 0.3
 
 QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
 
@@ -51,8 +55,9 @@ class ErrorBudget(Policy):
         compute: the share of a run's steps to compute, in place of a tolerance: each sample spends
             what makes its steps last exactly to the end.
         compute_rows: the sizes of a part of the batch that may be computed, one or several. Where
-            a step has to compute fewer samples, those whose error would be largest fill it up to
-            the next size, and where more, all are computed: the denoiser sees no other batch size.
+            a step has to compute another number of samples, those that are furthest through their
+            tolerance fill it up to the next size; or some wait for a step, where few have to for
+            the size below. The denoiser sees no other batch size.
 
     Raises:
         ValueError: a number out of range, or both `quality` and `compute`.
@@ -115,16 +120,27 @@ class ErrorBudget(Policy):
             state["books"] = [_entered(book, step.index, renewed) for book, renewed in books]
         return state
 
-    def fill(self, mask: list[bool], state: State) -> list[bool]:
-        wanted = sum(mask)
-        if self.compute_rows is None or not wanted:
+    def fill(self, mask: list[bool], must: Sequence[bool], state: State) -> list[bool]:
+        if self.compute_rows is None or not any(mask):
             return mask
-        size = min(size for size in self.row_counts(len(mask)) if size >= wanted)
-        pairs = zip(mask, state["spent"], strict=True)
-        # What cannot be predicted (NaN) is next to what must be computed.
-        ranks = [(want, inf if isnan(spent) else spent) for want, spent in pairs]
+        ranks = []
+        spent, tolerance = state["spent"], state["tolerance"]
+        for want, need, off, limit in zip(mask, must, spent, tolerance, strict=True):
+            # What cannot be predicted (NaN) and what tolerates nothing are in no place to wait.
+            through = off / limit if off < inf and limit else inf
+            urgent = need or through == inf or self.compute is not None
+            ranks.append((want and urgent, want, through))
+        size = self._size(sum(mask), sum(urgent for urgent, *_ in ranks), len(mask))
         chosen = sorted(range(len(mask)), key=ranks.__getitem__, reverse=True)[:size]
         return [sample in chosen for sample in range(len(mask))]
+
+    def _size(self, wanted: int, urgent: int, samples: int) -> int:
+        """How many of `samples` to compute where `wanted` are to be, and `urgent` of them now."""
+        sizes = self.row_counts(samples)
+        more = min(size for size in sizes if size >= wanted)
+        fewer = max(size for size in sizes if size <= wanted)
+        waits = wanted - fewer <= _PATIENCE * (more - wanted)
+        return fewer if fewer and fewer >= urgent and waits else more
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
         if self.compute_rows is None:

@@ -105,9 +105,9 @@ class Gated(Policy):
         own = phase.observe(step, error, computed, part_of(state, name))
         return {**state, **labelled(name, own)}
 
-    def fill(self, mask: list[bool], state: State) -> list[bool]:
+    def fill(self, mask: list[bool], must: Sequence[bool], state: State) -> list[bool]:
         name, phase = self._phase(any(state["late"]))
-        return phase.fill(mask, part_of(state, name))
+        return phase.fill(mask, must, part_of(state, name))
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
         phases = self.before.row_counts(samples), self.after.row_counts(samples)

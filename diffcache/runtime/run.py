@@ -189,7 +189,8 @@ class Run:
             wants = [all(column[sample] for column in seen) for sample in range(len(wants))]
         mask = self._bound(wants)
         if not self.groups and any(mask) and not all(mask):
-            mask = self.method.policy.fill(mask, self.stage(self.samples).state)
+            must = [rule is not None for rule in self.forced]
+            mask = self.method.policy.fill(mask, must, self.stage(self.samples).state)
         return mask
 
     def _bound(self, wanted: list[bool]) -> list[bool]:

@@ -52,7 +52,7 @@ class InPairs(Interval):
     def decide(self, step, evidence, state):
         return torch.arange(evidence.samples) == 0, state
 
-    def fill(self, mask, state):
+    def fill(self, mask, must, state):
         return [want or sample == 1 for sample, want in enumerate(mask)]
 
 
@@ -62,7 +62,7 @@ def test_both_phases_of_a_gate_fill_learn_and_remember():
     for index in range(8):
         step = Step(index, 20)
         mask, state = policy.decide(step, NoEvidence(3), state)
-        mask = policy.fill(mask.tolist(), state)
+        mask = policy.fill(mask.tolist(), [False] * 3, state)
         state = policy.observe(step, torch.zeros(3), mask, state)
         computed.append(mask)
     once, pair = [[True] * 3, [False] * 3], [True, True, False]

@@ -35,7 +35,8 @@ def played(policy: ErrorBudget, plan: Grid, rates: list[float], seed: int = 0) -
         ]
         mask, state = policy.decide(step, ForecastError(predicted), state)
         forced = [plan.protected[i] or n >= plan.cap for n in skipped]
-        mask = policy.fill([a or b for a, b in zip(mask, forced, strict=True)], state)
+        mask = [a or b for a, b in zip(mask, forced, strict=True)]
+        mask = policy.fill(mask, forced, state)
         state = policy.observe(step, torch.zeros(len(rates)).double(), mask, state)
         rows.append(mask)
         newest = [i if m else k for m, k in zip(mask, newest, strict=True)]
@@ -125,11 +126,33 @@ def test_the_denoiser_sees_the_given_sizes_alone():
     assert {2, 5} <= sizes <= {0, 2, 5, 8}
 
 
-@pytest.mark.parametrize(("wanted", "size"), [(1, 2), (2, 2), (3, 4), (5, 6), (6, 6)])
-def test_the_smallest_size_that_holds_all_is_taken(wanted, size):
-    mask = [sample < wanted for sample in range(6)]
-    filled = ErrorBudget(compute_rows=(2, 4)).fill(mask, {"spent": [0.0] * 6})
-    assert all(filled[:wanted]) and sum(filled) == size
+def filled(policy, mask, spent, must=()):
+    state = policy.init(len(mask)) | {"spent": spent}
+    return policy.fill(mask, must or [False] * len(mask), state)
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 9), (9, 9)])
+def test_the_smallest_size_that_holds_all_is_taken_unless_few_have_to_wait(wanted, size):
+    mask = [sample < wanted for sample in range(9)]
+    found = filled(ErrorBudget(compute_rows=(2, 4)), mask, [0.0] * 9, must=mask)
+    assert all(found[:wanted]) and sum(found) == size
+    # One waits so that four need not be computed; two would for three.
+    free = filled(ErrorBudget(compute_rows=(2, 4)), mask, [0.0] * 9)
+    assert sum(free) == (4 if wanted == 5 else size)
+    alike = filled(ErrorBudget(compute_rows=(2, 4), compute=0.5), mask, [0.0] * 9)
+    assert alike == found
+
+
+def test_who_waits_is_least_far_through_its_tolerance():
+    policy = ErrorBudget(compute_rows=2, tolerance=(0.1, 0.5, *[0.1] * 6))
+    mask, spent = [True] * 3 + [False] * 5, [0.2, 0.8, 0.3] + [0.0] * 5
+    assert filled(policy, mask, spent) == [True, False, True, *[False] * 5]
+    for cannot in ({"spent": [0.2, NAN, *spent[2:]]}, {"must": [False, True, *[False] * 6]}):
+        found = filled(policy, mask, **({"spent": spent} | cannot))
+        assert found == [False, True, True, *[False] * 5]
+    nothing = ErrorBudget(compute_rows=2, tolerance=(0.1, None, *[0.1] * 6))
+    assert filled(nothing, mask, spent) == [False, True, True, *[False] * 5]
+    assert filled(policy, mask, spent, must=mask) == [True] * 8
 
 
 def test_row_counts_are_those_of_the_parts():
@@ -142,16 +165,14 @@ def test_row_counts_are_those_of_the_parts():
 
 def test_the_part_is_filled_with_the_largest_errors():
     policy = ErrorBudget(compute_rows=3)
-    state = {"spent": [0.1, 0.5, 0.3, 0.4, 0.0]}
     wanted = [False, False, True, False, False]
-    assert policy.fill(wanted, state) == [False, True, True, True, False]
+    assert filled(policy, wanted, [0.1, 0.5, 0.3, 0.4, 0.0]) == [False, True, True, True, False]
     # An error that cannot be predicted comes first of those that need not be computed.
     for spent in ([NAN, 0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, NAN, 0.0]):
-        filled = policy.fill([False] * 4 + [True], {"spent": spent})
-        assert filled == [x in (NAN, 0.5) for x in spent[:4]] + [True]
-    state = {"spent": [NAN] * 5}
-    assert policy.fill([False] * 5, state) == [False] * 5
-    assert policy.fill([True] * 5, state) == [True] * 5
+        found = filled(policy, [False] * 4 + [True], spent)
+        assert found == [x in (NAN, 0.5) for x in spent[:4]] + [True]
+    assert filled(policy, [False] * 5, [NAN] * 5) == [False] * 5
+    assert filled(policy, [True] * 5, [NAN] * 5) == [True] * 5
 
 
 def test_qualities_are_tolerances_by_name():
