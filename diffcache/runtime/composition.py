@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from diffcache.policies import Policy, State
 from diffcache.predictors import Predictor
 
@@ -31,9 +33,17 @@ class Stage:
         collector: gathers the policy's evidence.
         state: the policy's memory.
         skipped: how many steps in a row each sample has skipped.
+        correction: what each sample was last corrected by, `[samples, elements]`, if at all.
     """
 
     past: History
     collector: Collector
     state: State
     skipped: list[int]
+    correction: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What is kept of tensors."""
+        last = 0 if self.correction is None else self.correction.nbytes
+        return self.past.bytes + self.collector.bytes + last

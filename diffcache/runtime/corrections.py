@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from diffcache.kernels import combine
+from diffcache.kernels.transfer import sent
 from diffcache.predictors import Correction, Course, Predictor, correction
 
+from .composition import Stage
 from .history import Anchor, History
 from .lanes import Lanes
 from .schedulers import restate
@@ -23,7 +25,9 @@ class Corrections:
 
     The sample, and what the sampler keeps of the step before, are put where the interpolated gap
     would have left them. The computed prediction was made for the sample that was off; it, and what
-    forecasts read of it, are moved by how predictions change with the sample.
+    forecasts read of it, are moved by how predictions change with the sample. Where that is taken
+    for too little, as strong guidance makes it more, one correction takes back the one before; by
+    how much it does so is added, as a sample that changes what it is denoised to would have it.
     """
 
     predictor: Predictor
@@ -34,7 +38,7 @@ class Corrections:
         scheduler: Any,
         arguments: dict[str, Any],
         computed: Sequence[bool],
-        past: History,
+        stage: Stage,
         lanes: Lanes,
         now: Anchor,
     ) -> dict[str, Tensor]:
@@ -42,11 +46,12 @@ class Corrections:
 
         Args:
             computed: which samples were.
-            past: the predictions that earlier steps were made with, where they were computed.
+            stage: has the predictions of earlier steps, and is told of the correction.
             lanes: those that the step has used are its guidance branches, whose values are moved.
             now: when the step is made.
         """
-        prediction, sample = arguments.get("model_output"), arguments.get("sample")
+        past, prediction = stage.past, arguments.get("model_output")
+        sample = arguments.get("sample")
         known = isinstance(sample, Tensor) and isinstance(prediction, Tensor)
         if not known or sample.shape != prediction.shape or not past.fits([prediction]):
             return {}
@@ -60,7 +65,6 @@ class Corrections:
         place = next((each.place for each in found if each is not None), None)
         if place is None:
             return {}
-        slope, unit = self.course.slopes[place], self.course.units[place]
         values = [prediction, *(slot[0] for slot in past.slots)]
         corrections = [each or Correction(place, (), ()) for each in found]
         moves, clean = (
@@ -69,13 +73,16 @@ class Corrections:
         )
         off = combine(values, moves)
         restate(scheduler, combine(values, clean))
-        moves *= slope
+        steeper = _taken_back(stage, off, [each is not None for each in found])
+        slopes = self.course.slopes[place] + steeper / self.course.noise[place]
+        moves = sent(moves, off.device) * slopes[:, None]
         moves[:, 0] += 1
         for branch in branches:
             branch.blend(moves.repeat(branch.rows // past.rows, 1))
+        moved = off * slopes.reshape(-1, *[1] * (off.ndim - 1))
         return {
-            "model_output": prediction.add(off, alpha=slope),
-            "sample": sample.add(off.to(sample.dtype), alpha=unit),
+            "model_output": prediction + moved.to(prediction.dtype),
+            "sample": sample.add(off.to(sample.dtype), alpha=self.course.units[place]),
         }
 
     def _of(
@@ -88,6 +95,19 @@ class Corrections:
         ):
             return None
         return correction(self.predictor, self.course, tuple(anchor.time for anchor in own))
+
+
+def _taken_back(stage: Stage, off: Tensor, corrected: Sequence[bool]) -> Tensor:
+    """How much of each sample's last correction this one, `off`, takes back: −cos, from 0 to 1.
+
+    Nothing is read back to the host.
+    """
+    newest, last = off.flatten(1).float(), stage.correction
+    if last is None or last.shape != newest.shape:
+        last = torch.zeros_like(newest)
+    rows = sent(torch.tensor(corrected), off.device)
+    stage.correction = torch.where(rows[:, None], newest, last)
+    return (-torch.cosine_similarity(newest, last)).clamp(min=0)
 
 
 def _padded(weights: Sequence[float], count: int) -> list[float]:

@@ -82,8 +82,7 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        stages = self.stages.values()
-        return self.lanes.bytes + sum(s.past.bytes + s.collector.bytes for s in stages)
+        return self.lanes.bytes + sum(stage.bytes for stage in self.stages.values())
 
     def _enter(self, index: int) -> None:
         """Makes `index` the current step."""
@@ -214,7 +213,7 @@ class Run:
         if not any(stage.skipped):
             return {}
         changed = self.corrections.step(
-            self.scheduler, arguments, self._outcome()[1], stage.past, self.lanes, self.now
+            self.scheduler, arguments, self._outcome()[1], stage, self.lanes, self.now
         )
         self._moved = changed.get("model_output")
         return changed

@@ -19,6 +19,7 @@ import diffcache
 from diffcache import metrics, tiny
 from diffcache.predictors import Kriging
 from diffcache.runtime import schedulers
+from diffcache.runtime.composition import Stage
 from diffcache.runtime.corrections import Corrections
 from diffcache.runtime.guards import Guards
 from diffcache.runtime.history import History
@@ -106,12 +107,12 @@ def start(scheduler):
     return noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
 
-def redone(scheduler, mask, x):
+def redone(scheduler, mask, x, taken_back):
     """One sample; gaps are gone through again when the value that ends them is known."""
     denoiser, base = Denoiser(), Kriging()
     scheduler = copy.deepcopy(scheduler)
     timetable = Timetable(scheduler)
-    values, skipped, trusted, ends = [], [], [], None
+    values, skipped, trusted, ends, last = [], [], [], None, torch.zeros_like(x)
 
     def weights(step):
         steps = [step, *(j for j, _ in values[:3])]
@@ -137,7 +138,11 @@ def redone(scheduler, mask, x):
                 if isinstance(scheduler, DPMSolverMultistepScheduler):
                     was, now = wrong.model_outputs[-1], scheduler.model_outputs[-1]
                     scheduler.model_outputs[-1] = was + trust * (now - was)
-                prediction = prediction + course.slopes[i] * (right - x) / course.units[i]
+                off = (right - x) / course.units[i]
+                cosine = float((off * last).sum() / (off.norm() * last.norm() or 1))
+                taken_back.append(max(0, -cosine))
+                prediction = prediction + (course.slopes[i] + taken_back[-1] / noise[i]) * off
+                last = off
                 values[0], x, skipped = (i, prediction), right, []
         else:
             prediction = forecast(i)
@@ -152,7 +157,10 @@ def redone(scheduler, mask, x):
 @pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
 def test_a_gap_ends_as_if_it_were_gone_through_again(scheduler, masks):
     x = start(scheduler)
-    wanted = [redone(scheduler, mask, x[[row]]) for row, mask in enumerate(masks)]
+    taken_back = []
+    wanted = [redone(scheduler, mask, x[[row]], taken_back) for row, mask in enumerate(masks)]
+    # Of the others none takes enough of another back for this to tell whether it counts.
+    assert max(taken_back) > 0.1 or isinstance(scheduler, DPMSolverMultistepScheduler)
     found = generated(scheduler, masks)
     assert torch.allclose(found, torch.cat(wanted), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(generated(scheduler, masks, corrects=False), found, atol=1e-3)
@@ -235,15 +243,16 @@ def test_a_step_without_observed_branches_leaves_no_gap():
     scheduler.set_timesteps(6)
     timetable, lanes = Timetable(scheduler), Lanes(3)
     timetable.locate(None, None, Guards.none())
-    corrections, past = Corrections(Kriging(), timetable.course), History(2)
+    corrections = Corrections(Kriging(), timetable.course)
+    stage = Stage(History(2), None, {}, [0])
     generator, given = torch.Generator().manual_seed(0), []
     for step in (0, 1, 2, 3, 5):
         now, prediction = timetable.at(step)[0], torch.randn(1, 4, generator=generator)
         if step != 2:
             lanes.find("place", {}).history("output", 1).append([prediction], now)
         arguments = {"model_output": prediction, "sample": torch.zeros(1, 4)}
-        given.append(corrections.step(scheduler, arguments, [True], past, lanes, now))
-        past.append([prediction], now)
+        given.append(corrections.step(scheduler, arguments, [True], stage, lanes, now))
+        stage.past.append([prediction], now)
         lanes.next_step()
     # Step 2 was computed all the same; step 4 was not, and step 5 ends its gap, but its branch has
     # no value of step 2 and is not the whole of what the sampler saw.
