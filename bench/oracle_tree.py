@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffcache import metrics
 from diffcache.methods import find
-from diffcache.predictors import correction
+from diffcache.predictors import correction, taken_back
 from diffcache.runtime.timetable import Timetable
 
 ROWS = 32
@@ -39,6 +39,7 @@ class _Level:
         latents: `[n, ...]`.
         values: its newest guided predictions, newest first, `[n, KEPT, ...]`.
         times: when they were computed, `[n, KEPT]` float64, NaN where there is none.
+        off: what it was last corrected by, `[n, ...]`, zero where never.
     """
 
     sample: Tensor
@@ -46,6 +47,7 @@ class _Level:
     latents: Tensor
     values: Tensor
     times: Tensor
+    off: Tensor
 
 
 class Tree:
@@ -110,14 +112,14 @@ class Tree:
         nothing = torch.zeros(len(samples), KEPT, *latents.shape[1:])
         never = torch.full((len(samples), KEPT), torch.nan, dtype=torch.float64)
         masks = torch.zeros(len(samples), 0, dtype=torch.bool)
-        level = _Level(samples, masks, latents, nothing, never)
+        level = _Level(samples, masks, latents, nothing, never, torch.zeros_like(latents))
         for step in range(self.steps):
             level = self._next(level, step)
         return level
 
     def _next(self, level: _Level, step: int) -> _Level:
         plain = self._computed(level, step)
-        computed, corrected = self._corrected(level, plain, step)
+        computed, corrected, off = self._corrected(level, plain, step)
         predicted = torch.cat([computed[:, None], level.values[:, :-1]], 1)
         here = torch.full((len(level.times), 1), self.times[step], dtype=torch.float64)
         done = _Level(
@@ -126,18 +128,11 @@ class Tree:
             corrected,
             predicted,
             torch.cat([here, level.times[:, :-1]], 1),
+            off,
         )
         parts, outputs = [done], [computed]
         if 0 < step < self.steps - 1:
-            parts.append(
-                _Level(
-                    level.sample,
-                    _with(level.masks, False),
-                    level.latents,
-                    level.values,
-                    level.times,
-                )
-            )
+            parts.append(replace(level, masks=_with(level.masks, False)))
             outputs.append(self._forecast(level, step))
         both = _Level(
             *(
@@ -161,17 +156,27 @@ class Tree:
         shape = (*weights.shape, *(1,) * (level.values.ndim - 2))
         return (level.values * weights.to(level.values.dtype).reshape(shape)).sum(1)
 
-    def _corrected(self, level: _Level, computed: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The prediction and the latents, where a gap ends here as the library corrects them."""
+    def _corrected(
+        self, level: _Level, computed: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The prediction and the latents, where a gap ends here as the library corrects them.
+
+        Also what every branch was last corrected by.
+        """
         weights = torch.zeros(len(computed), KEPT + 1)
+        ends = torch.zeros(len(computed), dtype=torch.bool)
         for row, times in enumerate(level.times.tolist()):
             known = (self.times[step], *(time for time in times if not isnan(time)))
             if (found := correction(PREDICTOR, self.course, known)) is not None:
                 weights[row, : len(found.sample)] = torch.tensor(found.sample)
+                ends[row] = True
+        along = (1,) * (computed.ndim - 1)
         values = torch.cat([computed[:, None], level.values], 1)
-        off = (values * weights.reshape(*weights.shape, *(1,) * (computed.ndim - 1))).sum(1)
-        slope, unit = self.course.slopes[step], self.course.units[step]
-        return computed + slope * off, level.latents + unit * off
+        off = (values * weights.reshape(*weights.shape, *along)).sum(1)
+        steeper = taken_back(off.flatten(1), level.off.flatten(1)) / self.course.noise[step]
+        slope = (self.course.slopes[step] + steeper).reshape(-1, *along)
+        last = torch.where(ends.reshape(-1, *along), off, level.off)
+        return computed + slope * off, level.latents + self.course.units[step] * off, last
 
     def _computed(self, level: _Level, step: int) -> Tensor:
         """Guided predictions of all branches."""

@@ -190,10 +190,10 @@ def tuned(stand: Stand, others: list[dict]) -> Iterator[dict]:
             }
 
 
-def same(stand: Stand, few: int) -> Iterator[dict]:
+def same(stand: Stand, few: int, peers: dict[str, int]) -> Iterator[dict]:
     """One tolerance, and what peers' thresholds give on `few` of the prompts."""
     yield {"method": "adaptive", **stand.play().row()}
-    for method, batch in PEERS.items():
+    for method, batch in peers.items():
         if stand.cell.pipeline in DENOISERS.get(method, (stand.cell.pipeline,)):
             part = Stand(stand.cell, stand.pairs[:few])
             part.reference = stand.reference[:few]
@@ -213,7 +213,9 @@ def sized(stand: Stand) -> Iterator[dict]:
             yield {**found, **played.row()}
 
 
-def measure(parts: list[str], wanted: list[str] | None, prompts: int, few: int) -> Iterator[dict]:
+def measure(
+    parts: list[str], wanted: list[str] | None, prompts: int, few: int, peers: dict[str, int]
+) -> Iterator[dict]:
     """Rows of the chosen parts, in the wanted cells or in all of the part's."""
     listed = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"]
     held, others = listed[:HELD_OUT][:prompts], listed[HELD_OUT:]
@@ -225,7 +227,7 @@ def measure(parts: list[str], wanted: list[str] | None, prompts: int, few: int) 
             "compute": lambda stand=stand: shares(stand),
             "tune": lambda stand=stand: tuned(stand, others),
             "rows": lambda stand=stand: sized(stand),
-            "same": lambda stand=stand: same(Stand(stand.cell, held[: 2 * few]), few),
+            "same": lambda stand=stand: same(Stand(stand.cell, held[: 2 * few]), few, peers),
         }
         for part in parts:
             if cell in (SAME if part == "same" else ASKED):
@@ -240,13 +242,15 @@ def main() -> None:
     parser.add_argument("--cell", action="append", choices=[cell.name for cell in SAME])
     parser.add_argument("--prompts", type=int, default=HELD_OUT)
     parser.add_argument("--few", type=int, default=16, help="prompts of the peers' thresholds")
+    parser.add_argument("--own", action="store_true", help="leave peers' thresholds out")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.report:
         parts = options.part or list(targets_report.PARTS)
-        for row in measure(parts, options.cell, options.prompts, options.few):
+        peers = {} if options.own else PEERS
+        for row in measure(parts, options.cell, options.prompts, options.few, peers):
             record.append("targets", [row])
             print(json.dumps(row), flush=True)
     targets_report.write(record.RESULTS, HERE.parent / "docs")

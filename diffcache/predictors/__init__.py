@@ -2,7 +2,7 @@
 
 from .base import Predictor
 from .chebyshev import ChebyshevRidge
-from .corrections import Correction, Course, correction
+from .corrections import Correction, Course, correction, taken_back
 from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
@@ -21,4 +21,5 @@ __all__ = [
     "Taylor",
     "adams_bashforth",
     "correction",
+    "taken_back",
 ]

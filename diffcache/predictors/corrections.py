@@ -88,3 +88,12 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
     if trust <= 0:
         return None
     return Correction(newest, tuple((trust * sample).tolist()), tuple((trust * before).tolist()))
+
+
+def taken_back(newest: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """How much of its `last` correction each sample's `newest` takes back, from 0 to 1: −cos.
+
+    Both are `[samples, elements]`, a last one that is not known zero; gives `[samples]` fp32. Over
+    σ it is what predictions change with the sample by beyond the course's slope. Ours.
+    """
+    return (-torch.cosine_similarity(newest.float(), last.float())).clamp(min=0)

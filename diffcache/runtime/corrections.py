@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffcache.kernels import combine
 from diffcache.kernels.transfer import sent
-from diffcache.predictors import Correction, Course, Predictor, correction
+from diffcache.predictors import Correction, Course, Predictor, correction, taken_back
 
 from .composition import Stage
 from .history import Anchor, History
@@ -73,7 +73,7 @@ class Corrections:
         )
         off = combine(values, moves)
         restate(scheduler, combine(values, clean))
-        steeper = _taken_back(stage, off, [each is not None for each in found])
+        steeper = taken_back(off.flatten(1), self._last(stage, off, found))
         slopes = self.course.slopes[place] + steeper / self.course.noise[place]
         moves = sent(moves, off.device) * slopes[:, None]
         moves[:, 0] += 1
@@ -85,6 +85,15 @@ class Corrections:
             "sample": sample.add(off.to(sample.dtype), alpha=self.course.units[place]),
         }
 
+    def _last(self, stage: Stage, off: Tensor, found: Sequence[Correction | None]) -> Tensor:
+        """What samples were corrected by before, `off` taking its place for those it corrects."""
+        last = stage.correction
+        if last is None or len(last) != len(off):
+            last = torch.zeros_like(off).flatten(1)
+        rows = sent(torch.tensor([each is not None for each in found]), off.device)
+        stage.correction = torch.where(rows[:, None], off.flatten(1), last)
+        return last
+
     def _of(
         self, row: int, past: History, branches: Sequence[History], now: Anchor
     ) -> Correction | None:
@@ -95,19 +104,6 @@ class Corrections:
         ):
             return None
         return correction(self.predictor, self.course, tuple(anchor.time for anchor in own))
-
-
-def _taken_back(stage: Stage, off: Tensor, corrected: Sequence[bool]) -> Tensor:
-    """How much of each sample's last correction this one, `off`, takes back: −cos, from 0 to 1.
-
-    Nothing is read back to the host.
-    """
-    newest, last = off.flatten(1).float(), stage.correction
-    if last is None or last.shape != newest.shape:
-        last = torch.zeros_like(newest)
-    rows = sent(torch.tensor(corrected), off.device)
-    stage.correction = torch.where(rows[:, None], newest, last)
-    return (-torch.cosine_similarity(newest, last)).clamp(min=0)
 
 
 def _padded(weights: Sequence[float], count: int) -> list[float]:
