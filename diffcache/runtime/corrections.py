@@ -25,9 +25,9 @@ class Corrections:
 
     The sample, and what the sampler keeps of the step before, are put where the interpolated gap
     would have left them. The computed prediction was made for the sample that was off; it, and what
-    forecasts read of it, are moved by how predictions change with the sample. Where that is taken
-    for too little, as strong guidance makes it more, one correction takes back the one before; by
-    how much it does so is added, as a sample that changes what it is denoised to would have it.
+    forecasts read of it, are moved by how predictions change with the sample. Where that is by
+    more than the course says, as under strong guidance, one correction takes back the one before;
+    by how much it does is added to the slope.
     """
 
     predictor: Predictor
@@ -56,7 +56,8 @@ class Corrections:
         if not known or sample.shape != prediction.shape or not past.fits([prediction]):
             return {}
         branches = [lane.histories.get("output") for lane in lanes.used]
-        if any(branch is None or branch.rows % past.rows for branch in branches):
+        kept = [branch is not None and not branch.rows % past.rows for branch in branches]
+        if not kept or not all(kept):
             return {}
         found = [
             self._of(row, past, branches, now) if computed[row] else None

@@ -238,22 +238,23 @@ def test_samplers_that_are_not_known_are_not_corrected():
     assert np.array_equal(pictures(pipe, corrects=True), pictures(pipe, corrects=False))
 
 
-def test_a_step_without_observed_branches_leaves_no_gap():
+@pytest.mark.parametrize("unobserved", [None, 2, 5])
+def test_a_step_without_observed_branches_ends_no_gap(unobserved):
     scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(6)
-    timetable, lanes = Timetable(scheduler), Lanes(3)
+    scheduler.set_timesteps(12)
+    timetable, lanes = Timetable(scheduler), Lanes(Kriging().anchors)
     timetable.locate(None, None, Guards.none())
     corrections = Corrections(Kriging(), timetable.course)
-    stage = Stage(History(2), None, {}, [0])
+    stage = Stage(History(Kriging().anchors), None, {}, [0])
     generator, given = torch.Generator().manual_seed(0), []
     for step in (0, 1, 2, 3, 5):
         now, prediction = timetable.at(step)[0], torch.randn(1, 4, generator=generator)
-        if step != 2:
-            lanes.find("place", {}).history("output", 1).append([prediction], now)
+        if step != unobserved:
+            lanes.find("place", {}).history("output", more=True).append([prediction], now)
         arguments = {"model_output": prediction, "sample": torch.zeros(1, 4)}
         given.append(corrections.step(scheduler, arguments, [True], stage, lanes, now))
         stage.past.append([prediction], now)
         lanes.next_step()
-    # Step 2 was computed all the same; step 4 was not, and step 5 ends its gap, but its branch has
-    # no value of step 2 and is not the whole of what the sampler saw.
-    assert given == [{}] * 5
+    # Step 4 was not computed, and step 5 ends its gap; but of its branch nothing is known then, or
+    # no value of step 2, so that it is not the whole of what the sampler saw.
+    assert given[:4] == [{}] * 4 and bool(given[4]) == (unobserved is None)
