@@ -5,7 +5,7 @@ from math import exp, log
 import pytest
 import torch
 
-from diffcache.predictors import Course, Kriging, correction
+from diffcache.predictors import Course, Kriging, correction, taken_back
 
 TIMES = (0.0, 0.02, 0.05, 0.11, 0.2, 0.31, 0.45, 0.6, 0.78, 1.0)
 NOISE = (*(5.5 * exp(-3 * t) for t in TIMES), 0.0)
@@ -92,3 +92,13 @@ def test_a_gap_that_reaches_beyond_the_noise_left_corrects_nothing():
     steps = [8, 3, 2, 0]
     assert reach(Kriging(), steps) > 1
     assert found(Kriging(), TWO_STEP, steps) is None
+
+
+def test_what_is_taken_back_is_told_sample_by_sample():
+    last = torch.tensor([[1.0, 2.0], [1.0, 0.0], [3.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    newest = torch.tensor([[-2.0, -4.0], [0.0, 5.0], [6.0, 2.0], [1.0, 1.0], [-1.0, 1.0]])
+    found = taken_back(newest, last)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.0, 0.0, 0.5**0.5]))
+    spoilt = taken_back(newest.index_fill(0, torch.tensor([2]), float("nan")), last)
+    assert spoilt.isnan().tolist() == [False, False, True, False, False]
+    assert taken_back(newest.bfloat16(), last.bfloat16()).dtype == torch.float32
