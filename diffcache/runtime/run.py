@@ -263,6 +263,7 @@ class Run:
                 # What is forecast from, and so what a forecast's error is to be measured by.
                 made_with = prediction if self._moved is None else self._moved
                 stage.past.append([made_with], self.now, None if all(truth) else truth)
+        self._moved = None
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)
         self._bound_by.append(self.forced)
