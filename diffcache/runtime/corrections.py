@@ -57,7 +57,8 @@ class Corrections:
             return {}
         branches = [lane.histories.get("output") for lane in lanes.used]
         kept = [branch is not None and not branch.rows % past.rows for branch in branches]
-        if not kept or not all(kept):
+        # Another batch may have come in the middle of a run.
+        if len(computed) != past.rows or not kept or not all(kept):
             return {}
         found = [
             self._of(row, past, branches, now) if computed[row] else None

@@ -51,7 +51,8 @@ def loop(
                     for sample, text in given
                 ]
             )
-        scheduler.step(outputs[-1][0], time, given[0][0])
+        # The same whichever branches are called, as what is corrected by it moves them all.
+        scheduler.step(given[0][0], time, given[0][0])
     return outputs
 
 
