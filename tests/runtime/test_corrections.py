@@ -25,6 +25,7 @@ from diffcache.runtime.guards import Guards
 from diffcache.runtime.history import History
 from diffcache.runtime.lanes import Lanes
 from diffcache.runtime.timetable import Timetable
+from diffcache.sites import BlockStack, Output
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KNOWN = {
@@ -273,3 +274,14 @@ def test_a_step_without_observed_branches_ends_no_gap(unobserved):
     # Step 4 was not computed, and step 5 ends its gap; but of its branch nothing is known then, or
     # no value of step 2, so that it is not the whole of what the sampler saw.
     assert given[:4] == [{}] * 4 and bool(given[4]) == (unobserved is None)
+
+
+def test_only_whole_outputs_keep_what_corrections_read(make, generate):
+    def kept(corrects, site):
+        predictor = Kriging(corrects=corrects)
+        pipe = diffcache.wrap(make("dit"), site=site, predictor=predictor, tolerance=0.0)
+        generate(pipe, 1, 12, cfg=False)
+        return diffcache.report(pipe).cache_bytes
+
+    assert kept(True, BlockStack()) == kept(False, BlockStack())
+    assert kept(True, Output()) > kept(False, Output())
