@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ from weakref import WeakSet
 from torch import nn
 
 from .calibration import Calibration, fitted
+from .disabling import disabled, no_report
 from .methods import DEFAULT, Method, find, registry
 from .policies import Mask
 from .requesting import Request, requests
@@ -72,7 +72,7 @@ def wrap(
         _check_pipeline(target, scheduler, composed)
         modules = list(denoisers(target).values())
         composed = fitted(composed, modules, schedulers(target), calibration)
-    if os.environ.get("DIFFCACHE_DISABLE") == "1":
+    if disabled():
         _say_disabled()
         _disabled.add(target)
         return target
@@ -190,7 +190,7 @@ def report(target: Any) -> Report:
         ValueError: `target` is not wrapped, or has not generated yet.
     """
     if target in _disabled:
-        return Report("disabled", notes=["DIFFCACHE_DISABLE=1: nothing was wrapped"])
+        return no_report()
     wrapping = wrappings.get(target)
     if wrapping is None or wrapping.report is None:
         state = "is not wrapped" if wrapping is None else "has not generated since it was wrapped"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from .api import unwrap, wrapped
 from .comparison import Comparison
+from .disabling import disabled
 from .measuring import Contender, Measuring
 from .methods import Method, find
 from .trial import Trial
@@ -71,7 +71,7 @@ def compare(
         beside = BESIDE if minutes is not None else BESIDE[:1]
     if isinstance(beside, str) or set(beside) - set(BESIDE):
         raise ValueError(f"beside={beside!r} is not of {BESIDE}; try beside=('steps', 'noise')")
-    if os.environ.get("DIFFCACHE_DISABLE") == "1":
+    if disabled():
         raise ValueError("DIFFCACHE_DISABLE=1 leaves nothing to compare; unset it first")
     if isinstance(pipe, torch.nn.Module):
         raise TypeError(

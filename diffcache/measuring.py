@@ -23,7 +23,7 @@ from .trial import Run, Trial
 PLAIN = "plain"
 # The few_steps guard computes runs of up to 8 steps in full, which would leave kernels uncompiled.
 WARM_UP_STEPS = 12
-RUNGS = 5
+RUNGS = 6
 """Tolerances of a ladder, at most."""
 
 
@@ -121,20 +121,25 @@ class Measuring:
         if total is None:
             return
         at = self.rows.index(row)
+        steps = max(1, round(row.compute * total))
         if "steps" in self.beside:
-            row = replace(row, fewer=self._fewer(max(1, round(row.compute * total))))
+            row = replace(row, fewer=self._fewer(steps))
         if "time" in self.beside:
-            row = replace(row, as_fast=self._fewer(self._steps_in(row)))
+            row = replace(row, as_fast=self._fewer(self._steps_in(row, steps)))
         self.rows[at] = row
 
-    def _steps_in(self, row: Row) -> int:
-        """The plain steps that take as long as `row`, by what plain steps were seen to take."""
+    def _steps_in(self, row: Row, fewer: int) -> int:
+        """The plain steps that take as long as `row`, by what plain steps were seen to take.
+
+        Steps, and those of its row of `fewer`, are as they are asked for: of an image's half
+        strength, or with two evaluations a step, the scheduler makes another number.
+        """
         total, plain = self.trial.steps, self.rows[0].seconds
         step = plain / total
         if row.fewer is not None:
             other = next(each for each in self.rows if each.label == row.fewer)
             # Two points tell the steps' time from that of text encoders and decoders.
-            measured = (plain - other.seconds) / (total - other.steps)
+            measured = (plain - other.seconds) / (total - fewer)
             step = measured if measured > 0 else step
         return min(total, max(1, total - round((plain - row.seconds) / step)))
 
@@ -188,7 +193,8 @@ class Measuring:
             return found is not None
 
         upward = holds(tolerance)
-        while len(tried) < RUNGS and holds(tolerance) == upward:
+        # The last is kept for what lies between one that holds and one that does not.
+        while len(tried) < RUNGS - 1 and holds(tolerance) == upward:
             before, tolerance = tolerance, _rounded(tolerance * (2 if upward else 0.5))
             # Where guards bind a larger tolerance changes nothing any more.
             if not climb(tolerance) or (upward and tried[tolerance].compute >= row.compute):

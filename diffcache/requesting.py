@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from .disabling import disabled, no_report
 from .refining import Draft
 from .runtime.report import Report
 
@@ -29,6 +30,8 @@ class Request:
     @property
     def report(self) -> Report:
         """The newest report."""
+        if not self.reports and disabled():
+            return no_report()
         if not self.reports:
             raise RuntimeError(
                 "no generation has run inside this request; call the wrapped pipeline inside the "
@@ -61,6 +64,11 @@ class Request:
         Raises:
             RuntimeError: nothing was kept to refine, or the pipeline is gone.
         """
+        if not self.reports and disabled():
+            raise RuntimeError(
+                "DIFFCACHE_DISABLE=1: nothing was wrapped, so what the pipeline gave is exact, and "
+                "there is no draft to refine; unset it to draft"
+            )
         if not self.reports:
             raise RuntimeError(
                 "no generation has run inside this request; call the wrapped pipeline inside of "

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import metrics
 from .api import unwrap, wrapped
+from .disabling import disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
 from .saved import Saved
 from .trial import Run, Trial
@@ -128,7 +129,7 @@ def tune(
 
     Raises:
         ValueError: not exactly one of `psnr` and `speedup`, one out of range, or no setting that
-            was tried gives it.
+            was tried gives it and skips anything.
     """
     if (psnr is None) == (speedup is None):
         raise ValueError(
@@ -139,6 +140,8 @@ def tune(
         raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
     if speedup is not None and not speedup > 1:
         raise ValueError(f"speedup={speedup!r} is not above 1; try speedup=2")
+    if disabled():
+        raise ValueError("DIFFCACHE_DISABLE=1 leaves nothing to tune; unset it first")
     with wrapped(pipe):
         unwrap(pipe)
         search, others = _split(pipe, prompts, seeds, batch_size, call_kwargs)
@@ -208,6 +211,7 @@ class _Bench:
         with wrapped(self.trial.pipe, "adaptive", **options):
             self.trial.warm_up(WARM_UP_STEPS)
             run = self.trial.run(label, reporting=True)
+        self._notes = list(dict.fromkeys(note for each in run.reports for note in each.notes))
         found = self._achieved(run)
         self.measured[tuple(options.items())] = found
         figure = "speedup" if self.psnr is None else "psnr_assured"
@@ -241,7 +245,7 @@ class _Bench:
                 good = tolerance
             else:
                 bad = tolerance
-            if found.compute == 1 or (good is not None and bad is None and tolerance > 4):
+            if good is not None and bad is None and tolerance > 4:
                 break
             if good is not None and bad is not None:
                 tolerance = sqrt(good * bad)
@@ -257,6 +261,11 @@ class _Bench:
                 f"psnr={self.psnr:g} was not reached: {best['psnr_assured']:.1f} dB with "
                 f"tolerance={best['tolerance']:.2g} are the most that {len(self.trial.entries)} "
                 "pictures assure; ask for less, pass more prompts, or compute everything"
+            )
+        if self.measured[("tolerance", good),].compute == 1:
+            raise ValueError(
+                f"psnr={self.psnr:g}: nothing was skipped with any tolerance that reaches it, up "
+                f"to {good:.2g}; ask for less, or see to {'; '.join(self._notes)!r}"
             )
         return {"tolerance": good}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import torch
 
+from .disabling import disabled
 from .methods import Method
 from .policies import Mask
 from .requesting import requests
@@ -37,7 +37,7 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: `pipe` is no wrapped pipeline.
     """
-    if os.environ.get("DIFFCACHE_DISABLE") == "1":
+    if disabled():
         return
     wrapping = wrappings.get(pipe)
     if not isinstance(wrapping, PipelineWrapping):

@@ -30,6 +30,7 @@ LAYERS = {
         "diffcache.comparing",
         "diffcache.comparison",
         "diffcache.demo",
+        "diffcache.disabling",
         "diffcache.measuring",
         "diffcache.metrics",
         "diffcache.plots",

@@ -166,7 +166,10 @@ class Method:
                 for option in fields(part)
                 if option.name in options
             }
-            parts[name] = replace(part, **own) if own else part
+            if isinstance(part, Policy):
+                parts[name] = part.revised(**own)
+            elif own:
+                parts[name] = replace(part, **own)
         return replace(self, **parts, lagged=options.get("lagged", self.lagged))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, nan
 from typing import Any, ClassVar
 
@@ -144,7 +144,8 @@ class Policy(ABC):
     A policy is frozen; what it remembers travels through `State`, so that an engine can snapshot,
     branch and reorder samples. `evidence` names the type that `decide` reads. A policy with
     numbers to be measured names their field in `measured`. One whose `observe` has no use for the
-    error says so in `reads_error`, and is spared the tensor.
+    error says so in `reads_error`, and is spared the tensor. Options that say the same in other
+    ways, of which only one can be followed, are its `alternatives`.
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
     One of scope "site" names the groups of modules that the columns of its masks stand for, such as
@@ -155,7 +156,16 @@ class Policy(ABC):
     measured: ClassVar[str | None] = None
     measured_is_needed: ClassVar[bool] = False
     reads_error: ClassVar[bool] = True
+    alternatives: ClassVar[tuple[str, ...]] = ()
     groups: tuple[str, ...] = ()
+
+    def revised(self, **options: Any) -> Policy:
+        """The policy with these options replaced, and with them their alternatives."""
+        defaults = {name: getattr(type(self), name) for name in self.alternatives}
+        # What is None by default is left out by None.
+        if any(n in options and not (options[n] is defaults[n] is None) for n in defaults):
+            options = defaults | options
+        return replace(self, **options)
 
     def init(self, samples: int) -> State:
         """State of a run of `samples` samples before its first decision."""

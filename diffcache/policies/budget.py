@@ -50,7 +50,8 @@ class ErrorBudget(Policy):
 
     Args:
         tolerance: weighted relative error a sample may accumulate between two computed steps, or
-            one such number a sample; None or 0 computes every step.
+            one such number a sample; None or 0 computes every step. A tolerance, a quality and a
+            share are targets, of which `Method.configured` puts one in place of another.
         quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
         compute: the share of a run's steps to compute, in place of a tolerance: each sample spends
             what makes its steps last exactly to the end.
@@ -60,7 +61,7 @@ class ErrorBudget(Policy):
             the size below. The denoiser sees no other batch size.
 
     Raises:
-        ValueError: a number out of range, or both `quality` and `compute`.
+        ValueError: a number out of range, or two targets.
     """
 
     tolerance: float | tuple[float | None, ...] = 0.08
@@ -69,19 +70,24 @@ class ErrorBudget(Policy):
     compute_rows: int | tuple[int, ...] | None = None
     evidence: ClassVar[type[ForecastError]] = ForecastError
     reads_error: ClassVar[bool] = False
+    alternatives: ClassVar[tuple[str, ...]] = ("tolerance", "quality", "compute")
 
     def __post_init__(self) -> None:
         several = isinstance(self.tolerance, (tuple, list))
         for tolerance in self.tolerance if several else (self.tolerance,):
             if tolerance is not None:
                 check_number("tolerance", tolerance, 0.08)
-        if self.quality is not None and self.compute is not None:
-            raise ValueError(
-                f"quality={self.quality!r} and compute={self.compute!r} are two targets; keep one"
-            )
+        given = [
+            f"{target}={value!r}"
+            for target in self.alternatives
+            if (value := getattr(self, target)) != getattr(type(self), target)
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different targets; keep one of them")
         if self.quality not in (None, *QUALITIES):
             raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITIES)}")
-        if self.compute is not None and not 0 < self.compute <= 1:
+        number = isinstance(self.compute, (int, float))
+        if self.compute is not None and not (number and 0 < self.compute <= 1):
             raise ValueError(f"compute={self.compute!r} is not a share of a run; try compute=0.5")
         if any(not isinstance(size, int) or size < 1 for size in self._sizes) or (
             self.compute_rows is not None and not self._sizes

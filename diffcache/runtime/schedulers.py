@@ -160,8 +160,10 @@ def course(scheduler: Any, times: list[float], levels: list[float], flow: bool) 
     of_noise = config.get("prediction_type", "epsilon") == "epsilon"
     name = base_of(scheduler).__name__
     multistep = of_noise and not flow and _is_second_order(name, config)
+    # A clean sample that is clipped is no sum of sample and prediction.
+    clipped = config.get("clip_sample") or config.get("thresholding")
     falling = all(before > after for before, after in pairwise([*levels, 0.0]))
-    if not falling or not (multistep or (name in _ONE_STEP and (flow or of_noise))):
+    if clipped or not falling or not (multistep or (name in _ONE_STEP and (flow or of_noise))):
         return None
     carries = [0.0] * len(levels)
     for i in range(1, len(levels) - 1) if multistep else ():
@@ -181,10 +183,10 @@ def _slope(noise: float, signal: float) -> float:
 
 
 def _is_second_order(name: str, config: dict[str, Any]) -> bool:
-    """Whether this is DPM-Solver++ 2M, by midpoint, with its outputs as they are."""
+    """Whether this is DPM-Solver++ 2M, by midpoint."""
     wanted = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "solver_order": 2}
     alike = all(config.get(option) == value for option, value in wanted.items())
-    return name == "DPMSolverMultistepScheduler" and alike and not config.get("thresholding")
+    return name == "DPMSolverMultistepScheduler" and alike
 
 
 def restate(scheduler: Any, off: torch.Tensor) -> None:

@@ -110,7 +110,7 @@ def is_unet(denoiser: nn.Module) -> bool:
 
 
 def version(denoiser: nn.Module) -> Hashable:
-    """Changes when weights are written in place, or adapters or attention processors change.
+    """Changes with weights written in place, adapters, attention processors and FreeU's factors.
 
     Offloading, which moves and replaces parameters all the time, does not change it.
     """
@@ -120,8 +120,10 @@ def version(denoiser: nn.Module) -> Hashable:
 
 
 def _adapted(module: nn.Module) -> tuple:
-    """The adapters of a layer (peft's names) or the processor of an attention, if it has any."""
+    """A layer's adapters (peft's names), an attention's processor, a block's FreeU, if any."""
     found = vars(module)
+    if "s1" in found:
+        return tuple(str(found.get(factor)) for factor in ("s1", "s2", "b1", "b2"))
     processor = found.get("processor")
     scales = found.get("scaling"), getattr(processor, "scale", None)
     active = found.get("_active_adapter"), found.get("_disable_adapters")

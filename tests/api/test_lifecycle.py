@@ -105,7 +105,12 @@ def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
     ]
     assert type(pipe) is kind
     assert torch.equal(generate(pipe), plain)
-    assert "DIFFCACHE_DISABLE=1" in diffcache.report(pipe).notes[0]
+    with diffcache.request(keep_prefix=True) as run:
+        generate(pipe)
+    for report in (diffcache.report(pipe), run.report):
+        assert "DIFFCACHE_DISABLE=1" in report.notes[0]
+    with pytest.raises(RuntimeError, match="DIFFCACHE_DISABLE=1: nothing was wrapped, so what"):
+        run.refine()
     with pytest.raises(ValueError, match="no option"):
         diffcache.wrap(pipe, "interval", evry=3)
 

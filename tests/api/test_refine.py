@@ -151,6 +151,17 @@ def test_changed_weights_are_computed_with(denoiser_of, pipe, generate):
     assert "weights or attention processors changed since the draft" in run.report.notes[0]
 
 
+def test_changed_freeu_is_computed_with(unet, generate):
+    diffcache.wrap(unet, "interval", every=3)
+    with diffcache.request(keep_prefix=True) as run:
+        generate(unet)
+    unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    exact = run.refine().images
+    diffcache.unwrap(unet)
+    assert torch.equal(exact, generate(unet))
+    assert run.report.prefix == 0
+
+
 def test_an_argument_written_to_is_noticed(unet, generate):
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     diffcache.wrap(unet, "interval", every=3)

@@ -133,6 +133,31 @@ def test_a_speed_out_of_reach_is_an_error_that_says_what_was_reached(trained):
         diffcache.tune(trained, PROMPTS[:2], speedup=500, batch_size=1, **CALL)
 
 
+def test_where_nothing_can_be_skipped_it_is_said_why(trained):
+    with pytest.raises(ValueError, match=r"psnr=40: nothing was skipped .* force=True"):
+        diffcache.tune(trained, PROMPTS[:2], psnr=40, **CALL | {"num_inference_steps": 6})
+
+
+def test_where_a_tolerance_computes_everything_larger_ones_are_tried(trained, monkeypatch):
+    measure = tuning._Bench.measure
+
+    def careful(self, options):
+        found = measure(self, options)
+        if options["tolerance"] <= 0.08:
+            found = self.measured[tuple(options.items())] = replace(found, compute=1.0)
+        return found
+
+    monkeypatch.setattr(tuning._Bench, "measure", careful)
+    found = diffcache.tune(trained, PROMPTS[:2], psnr=8, batch_size=1, **CALL)
+    assert found.options["tolerance"] > 0.08 and found.searched.compute < 1
+
+
+def test_disabled_by_the_environment_there_is_nothing_to_tune(trained, monkeypatch):
+    monkeypatch.setenv("DIFFCACHE_DISABLE", "1")
+    with pytest.raises(ValueError, match="DIFFCACHE_DISABLE=1"):
+        diffcache.tune(trained, PROMPTS, psnr=40, **CALL)
+
+
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"tolerance": 1}))
     with pytest.raises(ValueError, match=r"other\.json holds no tuned setting"):

@@ -284,3 +284,15 @@ def test_caches_that_outgrow_their_limit_stop_helpers(name, method, build, left_
     assert runs == [int(report.mask.any(1).sum())]
     assert runs[0] < STEPS
     assert torch.equal(left_running(controlled), found)
+
+
+def test_a_draft_with_control_keeps_its_prefix(build):
+    controlled = build("stable")
+    plain = controlled.generate()
+    diffcache.wrap(controlled.pipe, mask=MASK)
+    with diffcache.request(keep_prefix=True) as run, controlled.counted() as runs:
+        draft = controlled.generate()
+    assert runs == [COMPUTED] and not torch.equal(draft, plain)
+    with torch.random.fork_rng():
+        assert torch.equal(run.refine().images, plain)
+    assert run.report.prefix == STEP_MASK.index(False) * run.report.rows

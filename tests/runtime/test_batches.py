@@ -88,6 +88,18 @@ def test_tolerance_acts_on_its_own_sample(pipe, masks, tolerances, gate, cfg):
     assert mask[:, 2].sum() < everyone[:, 2].sum()
 
 
+@pytest.mark.parametrize("target", [{"compute": 0.5}, {"quality": "fast"}])
+def test_a_requested_tolerance_stands_in_for_another_target(pipe, masks, tolerances, target):
+    tolerance = tolerances(pipe)
+    diffcache.wrap(pipe, tolerance=tolerance)
+    _, everyone = masks(pipe)
+    diffcache.wrap(pipe, **target)
+    with diffcache.request(tolerance=[tolerance, None, tolerance, tolerance]):
+        _, mask = masks(pipe)
+    assert mask[:, [0, 2, 3]].tolist() == everyone[:, [0, 2, 3]].tolist()
+    assert mask[:, 1].all()
+
+
 def test_report_counts_row_steps(pipe, masks, tolerances):
     diffcache.wrap(pipe, tolerance=tolerances(pipe))
     _, mask = masks(pipe)

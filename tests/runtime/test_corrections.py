@@ -37,6 +37,8 @@ KNOWN = {
 }
 UNKNOWN = [
     DDIMScheduler(prediction_type="v_prediction"),
+    DDIMScheduler(),
+    DDIMScheduler(clip_sample=False, thresholding=True),
     DPMSolverMultistepScheduler(prediction_type="v_prediction"),
     DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
     DPMSolverMultistepScheduler(solver_order=3),

@@ -191,9 +191,23 @@ def test_qualities_are_tolerances_by_name():
         ({"compute_rows": 1.5}, "try compute_rows=4"),
         ({"compute_rows": (2, 0)}, "try compute_rows=4"),
         ({"compute_rows": ()}, "try compute_rows=4"),
-        ({"compute": 0.5, "quality": "fast"}, "keep one"),
+        ({"compute": "half"}, "compute='half' is not a share"),
+        ({"compute": [0.3, 0.5]}, "try compute=0.5"),
+        ({"compute": 0.5, "quality": "fast"}, "quality='fast' and compute=0.5 .* keep one"),
+        ({"compute": 0.5, "tolerance": 0.04}, "tolerance=0.04 and compute=0.5 .* keep one"),
+        ({"quality": "fast", "tolerance": (0.1, None)}, "keep one"),
     ],
 )
 def test_targets_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ErrorBudget(**options)
+
+
+def test_one_target_takes_the_place_of_another():
+    policy = ErrorBudget(compute_rows=2)
+    targets = [{"compute": 0.5}, {"tolerance": (0.04, None)}, {"quality": "fast"}]
+    for options in [*targets, *reversed(targets), {"tolerance": None}]:
+        policy = policy.revised(**options)
+        assert policy == ErrorBudget(compute_rows=2, **options)
+        assert policy.revised(compute_rows=2) == policy
+    assert ErrorBudget(compute=0.5).revised(quality=None) == ErrorBudget(compute=0.5)

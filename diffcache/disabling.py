@@ -1,0 +1,15 @@
+"""`DIFFCACHE_DISABLE=1`: nothing is wrapped."""
+
+import os
+
+from .runtime.report import Report
+
+
+def disabled() -> bool:
+    """Whether the environment says so, now."""
+    return os.environ.get("DIFFCACHE_DISABLE") == "1"
+
+
+def no_report() -> Report:
+    """What stands for the account of a generation that nobody watched."""
+    return Report("disabled", notes=["DIFFCACHE_DISABLE=1: nothing was wrapped"])
