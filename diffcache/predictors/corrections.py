@@ -91,20 +91,9 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
 
 
 def taken_back(newest: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """How much of its `last` correction each sample's `newest` takes back, from 0 to 2.
+    """How much of its `last` correction each sample's `newest` takes back, from 0 to 1: −cos.
 
-    It is the cosine by which they turn about, and up to twice that where the newest takes back more
-    than the last one was. Over σ it is what predictions change with the sample by beyond the
-    course's slope. Ours.
-
-    Args:
-        newest: `[samples, elements]`.
-        last: the same, zero where a sample was not corrected before.
-
-    Returns:
-        `[samples]`, fp32.
+    Both are `[samples, elements]`, a last one that is not known zero; gives `[samples]` fp32. Over
+    σ it is what predictions change with the sample by beyond the course's slope. Ours.
     """
-    newest, last = newest.float(), last.float()
-    turned = (-torch.cosine_similarity(newest, last)).clamp(min=0)
-    grown = newest.norm(dim=1) / last.norm(dim=1).clamp(min=1e-12)
-    return turned * (turned * grown).clamp(1, 2)
+    return (-torch.cosine_similarity(newest.float(), last.float())).clamp(min=0)

