@@ -62,7 +62,8 @@ def wrap(
     composed = composed.configured(**options)
     if isinstance(target, nn.Module):
         _check([target], composed)
-        if not (hasattr(scheduler, "step") and hasattr(scheduler, "set_timesteps")):
+        instance = not isinstance(scheduler, type)
+        if not (instance and hasattr(scheduler, "step") and hasattr(scheduler, "set_timesteps")):
             raise ValueError(
                 f"a bare {type(target).__name__} needs the scheduler of its loop, got "
                 f"scheduler={scheduler!r}; call diffcache.wrap(model, scheduler=scheduler)"
@@ -90,6 +91,10 @@ def _listed(mask: Any) -> Any:
 
 
 def _check_pipeline(pipe: Any, scheduler: Any, method: Method) -> None:
+    if isinstance(pipe, type):
+        raise TypeError(
+            f"{pipe.__name__} is a class; pass an instance, pipe = diffcache.wrap(pipe)"
+        )
     if not callable(pipe) or not hasattr(pipe, "components"):
         raise TypeError(
             f"{type(pipe).__name__} is neither a diffusers pipeline nor a module; call "
@@ -160,7 +165,8 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     """Options for the generations inside a `with` block, for each sample where a list is given.
 
     `request(tolerance=[0.04, 0.16, None])` gives each of three samples its own tolerance; None
-    computes all of that sample. The block's `run.report` is the newest generation's.
+    computes all of that sample. The block's `run.report` is the newest generation's. Inside of
+    another request, whose options hold where these say nothing, only the inner one has the report.
 
     With `keep_prefix=True`, `run.refine()` makes a pipeline's draft exact, computing again nothing
     that was computed before its first skip. Until `run` is let go this holds the call's arguments
@@ -176,7 +182,7 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
             f"no method has an option {', '.join(map(repr, unknown))}; "
             f"known options: {', '.join(sorted(known))}"
         )
-    token = requests.set(Request(options, keep_prefix))
+    token = requests.set(Request(options, keep_prefix, requests.get()))
     try:
         yield requests.get()
     finally:
@@ -194,10 +200,13 @@ def report(target: Any) -> Report:
     wrapping = wrappings.get(target)
     if wrapping is None or wrapping.report is None:
         state = "is not wrapped" if wrapping is None else "has not generated since it was wrapped"
-        raise ValueError(
-            f"this {type(target).__name__} {state}; call pipe = diffcache.wrap(pipe), generate, "
-            "then diffcache.report(pipe)"
-        )
+        wrapped = "pipe = diffcache.wrap(pipe), generate, then diffcache.report(pipe)"
+        if isinstance(target, nn.Module):
+            wrapped = (
+                "diffcache.wrap(model, scheduler=scheduler), run the loop to the last step of that "
+                "scheduler, then diffcache.report(model)"
+            )
+        raise ValueError(f"this {type(target).__name__} {state}; call {wrapped}")
     return wrapping.report
 
 

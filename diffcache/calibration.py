@@ -107,6 +107,11 @@ def fitted(
     """
     policy = method.policy
     if calibration is not None:
+        if not isinstance(calibration, Calibration):
+            raise ValueError(
+                f"calibration={calibration!r} is none; pass what diffcache.calibrate returned, or "
+                "diffcache.Calibration.load(path)"
+            )
         calibration.check(modules, schedulers)
         if policy.measured is not None and calibration.method != method.name:
             raise ValueError(

@@ -65,7 +65,8 @@ def compare(
         TypeError: `pipe` is not a pipeline.
     """
     contenders = _contenders(methods)
-    if minutes is not None and not minutes > 0:
+    number = isinstance(minutes, (int, float))
+    if minutes is not None and not (number and minutes > 0):
         raise ValueError(f"minutes={minutes!r} leaves no time; try minutes=10")
     if beside is None:
         beside = BESIDE if minutes is not None else BESIDE[:1]

@@ -252,6 +252,11 @@ def _circumstances(pipe: Any) -> dict[str, Any]:
         "denoisers": [ref(module) for module in modules],
         "weights or attention processors": (weights_of(modules), [version(m) for m in modules]),
         "adapters": adapters_of(modules),
+        "hooks or training mode": [
+            (each.training, *each._forward_pre_hooks, *each._forward_hooks)
+            for module in modules
+            for each in module.modules()
+        ],
         "settings of torch": (
             autocast,
             torch.get_float32_matmul_precision(),

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from .disabling import disabled, no_report
+from .methods import Method
 from .refining import Draft
 from .runtime.report import Report
 
@@ -17,12 +18,17 @@ class Request:
 
     Attributes:
         options: what overrides the method's own options.
+        outer: the request that this one is inside of: its options hold where these say nothing,
+            and of generations inside of this one it is not told.
         keep_prefix: whether pipelines' generations are kept as drafts, to be refined.
         reports: one `Report` a generation, refined ones included, in order.
     """
 
-    def __init__(self, options: dict[str, Any], keep_prefix: bool = False) -> None:
+    def __init__(
+        self, options: dict[str, Any], keep_prefix: bool = False, outer: Request | None = None
+    ) -> None:
         self.options = options
+        self.outer = outer
         self.keep_prefix = keep_prefix
         self.reports: list[Report] = []
         self._drafts: dict[int, Draft] = {}
@@ -38,6 +44,12 @@ class Request:
                 "with block, then read .report"
             )
         return self.reports[-1]
+
+    def configured(self, method: Method) -> Method:
+        """The method with these options, and with the outer ones where these say nothing."""
+        if self.outer is not None:
+            method = self.outer.configured(method)
+        return method.configured(**self.options)
 
     def finished(self, report: Report, draft: Draft | None = None) -> None:
         """Takes in a generation's account and, where it was kept, its draft."""

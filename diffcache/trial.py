@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -183,17 +183,17 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
 
 def _entries(prompts: Any) -> list[dict[str, Any]]:
     if isinstance(prompts, (str, Mapping)):
-        raise ValueError(
-            f"prompts={prompts!r} is one prompt; call compare(pipe, prompts=[{prompts!r}])"
-        )
+        raise ValueError(f"prompts={prompts!r} is one prompt; pass a list, prompts=[{prompts!r}]")
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts={prompts!r} is no list of prompts; pass ['a prompt']")
     entries = [{"prompt": p} if isinstance(p, str) else p for p in prompts]
     if not entries:
-        raise ValueError(f"prompts={prompts!r} is empty; call compare(pipe, ['a prompt'])")
+        raise ValueError(f"prompts={prompts!r} is empty; pass ['a prompt']")
     for entry in entries:
         if not isinstance(entry, Mapping):
             raise ValueError(
-                f"{entry!r} among prompts is neither a string nor a mapping of arguments; call "
-                "compare(pipe, ['a prompt']) or compare(pipe, [{'prompt': 'a prompt'}])"
+                f"{entry!r} among prompts is neither a string nor a mapping of arguments; pass "
+                "['a prompt'] or [{'prompt': 'a prompt'}]"
             )
         if set(entry) != set(entries[0]):
             raise ValueError(

@@ -136,9 +136,10 @@ def tune(
             f"psnr={psnr!r} and speedup={speedup!r}: pass one of them, "
             "for example diffcache.tune(pipe, prompts, psnr=40)"
         )
-    if psnr is not None and not 0 < psnr < metrics.CAP:
+    number = isinstance(speedup if psnr is None else psnr, (int, float))
+    if psnr is not None and not (number and 0 < psnr < metrics.CAP):
         raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
-    if speedup is not None and not speedup > 1:
+    if speedup is not None and not (number and speedup > 1):
         raise ValueError(f"speedup={speedup!r} is not above 1; try speedup=2")
     if disabled():
         raise ValueError("DIFFCACHE_DISABLE=1 leaves nothing to tune; unset it first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from .methods import Method
 from .refining import Draft
 from .requesting import requests
 from .runtime import clock
+from .runtime.checking import Checked
 from .runtime.disguise import base_of, disguised
 from .runtime.generation import Generation, current
 from .runtime.names import Names, timestep_of
@@ -22,7 +23,14 @@ from .runtime.reading import waits
 from .runtime.report import Report
 from .runtime.timetable import number_of
 from .sites import gate
-from .sites.discovery import denoisers, foreign_cache, plain_module, schedulers, version
+from .sites.discovery import (
+    denoisers,
+    foreign_cache,
+    own_processors,
+    plain_module,
+    schedulers,
+    version,
+)
 from .sites.helpers import helpers, on_demand
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
@@ -33,7 +41,7 @@ _CALLBACKS = {"callback_on_step_end", "callback"}
 def requested(method: Method) -> Method:
     """The method with the options of the request that is open, if any."""
     request = requests.get()
-    return method.configured(**request.options) if request is not None else method
+    return request.configured(method) if request is not None else method
 
 
 def _put_on(
@@ -92,7 +100,7 @@ class PipelineWrapping:
     def __init__(self, method: Method, calibration: Calibration | None = None) -> None:
         self.method = method
         self.calibration = calibration
-        self.checked: dict[Hashable, bool] = {}
+        self.checked = Checked()
         self.report: Report | None = None
 
     def put_on(self, pipe: Any) -> None:
@@ -107,17 +115,21 @@ class PipelineWrapping:
 
     def generate(self, pipe: Any, call: partial) -> Any:
         """Runs one pipeline call inside of a generation's scope."""
-        named = denoisers(pipe)
+        own = own_processors(pipe)
+        named = {} if own else denoisers(pipe)
         modules = tuple(named.values())
         steps = call.keywords.get("num_inference_steps")
         guidance = guidance_of(call.func, call.keywords)
         method, note = cautious(requested(self.method), self.calibration, modules, steps, guidance)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
+        self.checked.refresh(tuple(map(version, modules)))
         generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
         watch(self.calibration, generation)
         if note is not None:
             generation.report.note(note)
+        if own:
+            generation.report.note(f"computed in full: what {own} keeps, the pipeline may read")
         request = requests.get()
         drafted = request is not None and request.keep_prefix
         draft = Draft(pipe, call, method.guards.max_cache_bytes) if drafted else None
@@ -127,7 +139,7 @@ class PipelineWrapping:
                 clock.watch(scheduler)
                 stack.callback(clock.unwatch, scheduler)
             _put_on(stack, generation, method, named, draft)
-            if all(id(each) in generation.handlers for each in modules):
+            if modules and all(id(each) in generation.handlers for each in modules):
                 _help_on_demand(stack, generation, helpers(pipe))
             # Nobody but a callback has a chance to change a denoiser during the call.
             if any(map(call.keywords.get, _CALLBACKS)):
@@ -192,7 +204,7 @@ class ModelWrapping:
     ) -> None:
         self.method = method
         self.calibration = calibration
-        self.checked: dict[Hashable, bool] = {}
+        self.checked = Checked()
         self.report: Report | None = None
         # Weak, because the tables that lead here must not keep what they are keyed by.
         self._scheduler = ref(scheduler)
@@ -267,6 +279,7 @@ class ModelWrapping:
         steps = getattr(self._scheduler(), "num_inference_steps", None)
         module = self._module()
         method, note = cautious(requested(self.method), self.calibration, [module], steps, {})
+        self.checked.refresh(version(module))
         self._generation = Generation(method, self.checked, lambda: None)
         watch(self.calibration, self._generation)
         if note is not None:

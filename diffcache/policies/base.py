@@ -234,6 +234,15 @@ def check_number(name: str, value: object, example: float) -> None:
         raise ValueError(f"{name}={value!r} is not a number of 0 or more; try {name}={example}")
 
 
+def check_count(name: str, value: object, example: int, least: int = 0) -> None:
+    """Raises ValueError, naming `value` and an `example`, where it is no count from `least` on."""
+    count = isinstance(value, int) and not isinstance(value, bool)
+    if not count or not value >= least:
+        raise ValueError(
+            f"{name}={value!r} is not a count of {least} or more; try {name}={example}"
+        )
+
+
 def per_sample(name: str, value: float | tuple[float | None, ...], samples: int) -> list[float]:
     """A knob as a number a sample; None computes all, which is a knob of 0.
 

@@ -74,6 +74,8 @@ class ErrorBudget(Policy):
 
     def __post_init__(self) -> None:
         several = isinstance(self.tolerance, (tuple, list))
+        if several and not self.tolerance:
+            raise ValueError(f"tolerance={self.tolerance!r} is of no sample; try tolerance=0.08")
         for tolerance in self.tolerance if several else (self.tolerance,):
             if tolerance is not None:
                 check_number("tolerance", tolerance, 0.08)
@@ -86,10 +88,10 @@ class ErrorBudget(Policy):
             raise ValueError(f"{' and '.join(given)} are different targets; keep one of them")
         if self.quality not in (None, *QUALITIES):
             raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITIES)}")
-        number = isinstance(self.compute, (int, float))
+        number = isinstance(self.compute, (int, float)) and not isinstance(self.compute, bool)
         if self.compute is not None and not (number and 0 < self.compute <= 1):
             raise ValueError(f"compute={self.compute!r} is not a share of a run; try compute=0.5")
-        if any(not isinstance(size, int) or size < 1 for size in self._sizes) or (
+        if any(type(size) is not int or size < 1 for size in self._sizes) or (
             self.compute_rows is not None and not self._sizes
         ):
             raise ValueError(

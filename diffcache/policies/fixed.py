@@ -15,6 +15,7 @@ from .base import (
     State,
     Step,
     all_or_none,
+    check_count,
     check_number,
     labelled,
     part_of,
@@ -41,9 +42,12 @@ class Interval(Policy):
     within: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every={self.every!r} is not a positive step count; try every=2")
-        if self.within is not None and len(self.within) != 2:
+        if self.every is not None:
+            check_count("every", self.every, 2, least=1)
+        check_count("start", self.start, 3)
+        check_count("phase", self.phase, 0)
+        pair = self.within is None or isinstance(self.within, (tuple, list))
+        if not pair or (self.within is not None and len(self.within) != 2):
             raise ValueError(f"within={self.within!r} is not a pair; try within=(100, 800)")
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
@@ -131,6 +135,9 @@ class GrowingInterval(Policy):
     def __post_init__(self) -> None:
         check_number("window", self.window, 2.0)
         check_number("growth", self.growth, 0.75)
+        check_count("start", self.start, 5)
+        if self.window < 1:
+            raise ValueError(f"window={self.window!r} is less than a step; try window=2.0")
 
     def init(self, samples: int) -> State:
         return {
@@ -168,8 +175,8 @@ class Mask(Policy):
         rows = torch.as_tensor(self.mask)
         if rows.ndim not in (1, 2) or rows.numel() == 0:
             raise ValueError(
-                f"mask has shape {tuple(rows.shape)}; pass steps × samples or a list of steps, "
-                "for example mask=report.mask"
+                f"mask has shape {tuple(rows.shape)}; pass steps × samples or a list of steps, for "
+                "example mask=report.mask of a generation whose cache was not given up"
             )
         rows = rows.bool().reshape(len(rows), -1).tolist()
         object.__setattr__(self, "mask", tuple(tuple(row) for row in rows))

@@ -16,6 +16,18 @@ from .rows import as_index, by_rows, tensor_leaves
 from .turn import Turn
 
 
+class Checked(dict[Hashable, bool]):
+    """Which kinds of calls may be made with some rows of a batch, as far as it was seen."""
+
+    _version: Hashable = None
+
+    def refresh(self, version: Hashable) -> None:
+        """Forgets what was seen of denoisers of another version."""
+        if version != self._version:
+            self.clear()
+        self._version = version
+
+
 def unchecked(attachment: Any, turn: Turn, checked: dict[Hashable, bool]) -> bool:
     """Whether a call of several rows may be mixed, and no mixed one of its kind is in `checked`."""
     # A draft that some rows reject becomes a mixed step.

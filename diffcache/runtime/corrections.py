@@ -53,6 +53,8 @@ class Corrections:
         past, prediction = stage.past, arguments.get("model_output")
         sample = arguments.get("sample")
         known = isinstance(sample, Tensor) and isinstance(prediction, Tensor)
+        # Flow matching then steps the other way, each token by a time of its own.
+        known = known and arguments.get("per_token_timesteps") is None
         if not known or sample.shape != prediction.shape or not past.fits([prediction]):
             return {}
         branches = [lane.histories.get("output") for lane in lanes.used]

@@ -199,6 +199,8 @@ class Generation:
                     "the denoiser is called at another timestep, and no scheduler step was observed"
                 )
             run.uniform = not all(self.checked.values())
+        elif run.index == 1:
+            run.follow(timestep_of(arguments))
         if self.version is not None and not run.step_rows:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffcache.policies.base import check_count
+
 from .report import Rule
 
 
@@ -37,12 +39,15 @@ class Guards:
                 f"protect={self.protect!r} is not a pair of step counts; try protect=(3, 1)"
             )
         object.__setattr__(self, "protect", pair)
-        cap = self.max_consecutive_skips
-        if cap is not None and (not isinstance(cap, int) or cap < 0):
-            raise ValueError(
-                f"max_consecutive_skips={cap!r} is not a count; try max_consecutive_skips=8, "
-                "or None for no cap"
-            )
+        check_count("few_steps", self.few_steps, 8)
+        for name, example in (("max_consecutive_skips", 8), ("max_cache_bytes", 2**30)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), example)
+        for name in ("stochastic", "force"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is neither True nor False; try {name}=True"
+                )
 
     @classmethod
     def none(cls) -> Guards:

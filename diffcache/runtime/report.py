@@ -84,7 +84,8 @@ class Report:
 
     def timeline(self, sample: int = 0) -> str:
         """One character a step: █ computed, · skipped."""
-        return "".join("█" if row else "·" for row in self.mask[:, sample].tolist())
+        steps = self.mask[:, sample].tolist() if self.mask.numel() else []
+        return "".join("█" if computed else "·" for computed in steps)
 
     def bound(self) -> dict[Rule, int]:
         """How often each rule bound, over steps and samples."""

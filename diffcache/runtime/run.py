@@ -15,7 +15,7 @@ from .composition import Composition, Stage
 from .corrections import Corrections
 from .evidence import collector_for
 from .history import History
-from .lanes import Lane, Lanes
+from .lanes import Lanes
 from .recorder import recording
 from .report import Event, Rule
 from .schedulers import stochastic_by_call, stochastic_by_kind
@@ -42,8 +42,7 @@ class Run:
     def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
         self.method = method
         self.scheduler = scheduler
-        # Heun and KDPM2 evaluate twice a step; each evaluation continues its own kind. Asked of
-        # the class: diffusers looks for what an instance lacks in its configuration, at length.
+        # As Heun does. Of an instance, diffusers would look for it in its configuration, at length.
         self.evaluates_twice = hasattr(type(scheduler), "state_in_first_order")
         self.timetable = Timetable(scheduler, earlier)
         self.total: int | None = None
@@ -67,8 +66,7 @@ class Run:
         self.full: str | None = None
         self.uniform = False
         self.decision: list[bool] | None = None
-        # Where the policy decides by group of modules: the mask [samples] of each, and those that
-        # the denoiser has modules of, once it is known.
+        # Where the policy decides by group of modules: each one's mask, and those there are any of.
         self.groups: dict[str, list[bool]] = {}
         self.present: set[str] = set()
         # By sample, what has the step computed whatever the policy says.
@@ -96,6 +94,12 @@ class Run:
             self.opening = timestep
             return True
         return timestep is not None and self.timetable.same(self.opening, timestep)
+
+    def follow(self, timestep: Tensor | float | None) -> None:
+        """Computes everything where `timestep`, of the second step, is surely that of another."""
+        known = self.full is not None or self.method.guards.force or timestep is None
+        if not known and self.timetable.elsewhere(timestep, self.index):
+            self.full = "the scheduler is not stepped from each timestep to the next"
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
@@ -158,11 +162,6 @@ class Run:
         wanted, stage.state = policy.decide(self.step, evidence, stage.state)
         self.decision = self._bind(wanted, policy.groups or evidence.groups)
         return self.decision
-
-    def attend(self, lane: Lane) -> None:
-        """Takes in that a call of this step continues `lane`."""
-        if self.samples is not None:
-            self.stage(self.samples).collector.attend(lane)
 
     def ask(self, change: Tensor, state: State | None) -> tuple[list[bool], State]:
         """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
@@ -235,6 +234,8 @@ class Run:
         guards = self.method.guards
         if self.full is None and guards.stochastic and not guards.force:
             self.full = stochastic_by_call(arguments)
+        if self.index == 1:
+            self.follow(arguments.get("timestep"))
         while self.awaiting:
             self.awaiting.pop()(prediction)
         if (recorder := recording.get()) is not None:

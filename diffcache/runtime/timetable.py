@@ -90,6 +90,11 @@ class Timetable:
             return self.read(one) == self.read(other)
         return bool(on_host(one == other))
 
+    def elsewhere(self, timestep: Tensor | float, index: int) -> bool:
+        """Whether a timestep is surely not that of step number `index`; no device is asked."""
+        place = self._entry(timestep)
+        return place is not None and self.timesteps[place] != self.timestep(index)
+
     def _entry(self, timestep: Tensor | float) -> int | None:
         """Which entry of the scheduler's own tensor a timestep is a view of."""
         if self._address is None or not isinstance(timestep, Tensor):

@@ -52,8 +52,8 @@ class Turn:
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
         self._settle(run.decide())
-        if run.measures_modules:
-            run.attend(lane)
+        if run.measures_modules and run.samples is not None:
+            run.stage(run.samples).collector.attend(lane)
 
     def _settle(self, decision: list[bool] | None) -> None:
         if self.run.samples is None or self.rows % self.run.samples:

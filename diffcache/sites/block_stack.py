@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from diffcache.policies import DraftError, ForecastError, LatentChange, NoEvidence, ProbeChange
+from diffcache.policies.base import check_count
 from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 
@@ -49,8 +50,8 @@ class BlockStack(Site):
     provides = frozenset({NoEvidence, ForecastError, LatentChange, ProbeChange, DraftError})
 
     def __post_init__(self) -> None:
-        if self.head < 0 or self.tail < 0:
-            raise ValueError(f"head={self.head}, tail={self.tail}: block counts cannot be negative")
+        check_count("head", self.head, 1)
+        check_count("tail", self.tail, 0)
         if self.probe not in ("head", "modulated"):
             raise ValueError(
                 f"probe={self.probe!r} is not known; use probe='head' or probe='modulated'"

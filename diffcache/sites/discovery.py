@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
 
+from diffcache.runtime.disguise import base_of
+
 _HELPERS = ("ControlNet", "Adapter")
 _TIME = re.compile(r"timestep|^t$|_time$")
+_PROCESSOR = re.compile(r"(Attn|Store)Processor")
 _CACHE_HOOKS = ("fbc_", "mag_cache", "taylorseer", "pyramid_attention", "faster_cache", "sea_cache")
 
 
@@ -115,7 +119,8 @@ def version(denoiser: nn.Module) -> Hashable:
     Offloading, which moves and replaces parameters all the time, does not change it.
     """
     plain = plain_module(denoiser)
-    written = sum(parameter._version for parameter in plain.parameters())
+    # Tensors made in inference mode count no writes.
+    written = sum(p._version for p in plain.parameters() if not p.is_inference())
     return written, tuple(state for module in plain.modules() if (state := _adapted(module)))
 
 
@@ -130,3 +135,14 @@ def _adapted(module: nn.Module) -> tuple:
     if processor is None and scales[0] is None:
         return ()
     return id(processor), *map(str, scales), *map(str, active)
+
+
+def own_processors(pipe: Any) -> str:
+    """Names of attention processors that the pipeline's own module defines; empty where none is.
+
+    A pipeline that brings some reads attention maps from them, which a skipped call does not make.
+    """
+    home = base_of(pipe).__module__
+    kinds = [kind for kind in vars(sys.modules[home]).values() if inspect.isclass(kind)]
+    found = (kind.__name__ for kind in kinds if kind.__module__ == home)
+    return ", ".join(name for name in found if _PROCESSOR.search(name))

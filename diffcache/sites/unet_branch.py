@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffcache.policies import ForecastError, LatentChange, NoEvidence
+from diffcache.policies.base import check_count
 from diffcache.runtime.rows import blocks_of, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 
@@ -50,10 +51,11 @@ class UNetBranch(Site):
     provides = frozenset({NoEvidence, ForecastError, LatentChange})
 
     def __post_init__(self) -> None:
-        if self.depth < 0 or self.inner < 0 or self.depth + self.inner == 0:
+        check_count("depth", self.depth, 0)
+        check_count("inner", self.inner, 1)
+        if self.depth + self.inner == 0:
             raise ValueError(
-                f"depth={self.depth}, inner={self.inner}: counts cannot be negative, and something "
-                "has to stay computed; try depth=0, inner=1"
+                "depth=0, inner=0: something has to stay computed; try depth=0, inner=1"
             )
 
     def check(self, denoiser: nn.Module) -> None:

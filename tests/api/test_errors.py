@@ -37,6 +37,18 @@ def untouched(generate: Any) -> Any:
         ((), {"tolerence": 0.1}, ValueError, ["'tolerence'", "tolerance"]),
         (("interval",), {"tolerance": 0.1}, ValueError, ["'interval'", "'tolerance'", "every"]),
         (("interval",), {"every": 0}, ValueError, ["every=0", "every=2"]),
+        (("interval",), {"every": "2"}, ValueError, ["every='2'", "every=2"]),
+        (("interval",), {"start": -1}, ValueError, ["start=-1"]),
+        (("interval",), {"within": 3}, ValueError, ["within=3", "within=(100, 800)"]),
+        (("spectrum",), {"window": 0}, ValueError, ["window=0", "window=2.0"]),
+        ((), {"max_cache_bytes": "1GB"}, ValueError, ["='1GB'", "max_cache_bytes=1073741824"]),
+        ((), {"few_steps": "x"}, ValueError, ["few_steps='x'", "few_steps=8"]),
+        ((), {"force": "no"}, ValueError, ["force='no'", "force=True"]),
+        ((), {"stochastic": 1}, ValueError, ["stochastic=1", "stochastic=True"]),
+        ((), {"tolerance": []}, ValueError, ["tolerance=()", "tolerance=0.08"]),
+        ((), {"compute": True}, ValueError, ["compute=True", "compute=0.5"]),
+        ((), {"compute_rows": True}, ValueError, ["compute_rows=True", "compute_rows=4"]),
+        ((), {"calibration": "x.json"}, ValueError, ["='x.json'", "Calibration.load(path)"]),
         ((), {"protect": 3}, ValueError, ["protect=3", "protect=(3, 1)"]),
         ((), {"protect": (-1, 0)}, ValueError, ["protect=(-1, 0)"]),
         ((), {"max_consecutive_skips": -2}, ValueError, ["max_consecutive_skips=-2"]),
@@ -49,6 +61,7 @@ def untouched(generate: Any) -> Any:
         ((), {"scheduler": DDIMScheduler()}, ValueError, ["brings its own scheduler"]),
         ((), {"policy": Threshold()}, ValueError, ["Threshold", "ProbeChange", "Output"]),
         (("fbcache",), {"head": -1}, ValueError, ["head=-1"]),
+        (("fbcache",), {"head": "1"}, ValueError, ["head='1'", "head=1"]),
         (("fbcache",), {"head": 0}, ValueError, ["ProbeChange", "BlockStack()"]),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
@@ -104,7 +117,16 @@ def test_pipeline_without_a_denoiser(unet):
     assert type(pipe) is StableDiffusionPipeline
 
 
-@pytest.mark.parametrize("scheduler", [None, 3, torch.nn.Linear(1, 1)], ids=["none", "int", "nn"])
+def test_a_class_is_no_pipeline():
+    with pytest.raises(TypeError, match="StableDiffusionPipeline is a class; pass an instance"):
+        diffcache.wrap(StableDiffusionPipeline)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [None, 3, torch.nn.Linear(1, 1), DDIMScheduler],
+    ids=["none", "int", "nn", "class"],
+)
 def test_bare_denoiser_without_its_scheduler(unet, scheduler):
     with pytest.raises(ValueError, match="UNet2DConditionModel needs the scheduler of its loop"):
         diffcache.wrap(unet.unet, scheduler=scheduler)

@@ -162,6 +162,31 @@ def test_changed_freeu_is_computed_with(unet, generate):
     assert run.report.prefix == 0
 
 
+def test_changed_hooks_are_computed_with(unet, generate):
+    diffcache.wrap(unet, "interval", every=3)
+    with diffcache.request(keep_prefix=True) as run:
+        generate(unet)
+    unet.unet.mid_block.register_forward_hook(lambda module, args, output: output * 0.5)
+    exact = run.refine().images
+    diffcache.unwrap(unet)
+    assert torch.equal(exact, generate(unet))
+    assert "hooks or training mode changed" in run.report.notes[0]
+
+
+def test_weights_made_in_inference_mode(unet, generate):
+    plain = generate(unet)
+    with torch.inference_mode():
+        for module in unet.unet.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                made = torch.nn.Parameter(weight.clone(), requires_grad=False)
+                setattr(module, name, made)
+    diffcache.wrap(unet, "interval", every=3)
+    with diffcache.request(keep_prefix=True) as run:
+        generate(unet, callback_on_step_end=lambda *_: {})
+    assert run.report.compute_fraction < 1
+    assert torch.equal(run.refine().images, plain)
+
+
 def test_an_argument_written_to_is_noticed(unet, generate):
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     diffcache.wrap(unet, "interval", every=3)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 
 import diffcache
 
@@ -100,6 +101,19 @@ def test_a_requested_tolerance_stands_in_for_another_target(pipe, masks, toleran
     assert mask[:, 1].all()
 
 
+def test_a_request_inside_of_another_says_the_rest(pipe, masks, tolerances):
+    diffcache.wrap(pipe, tolerance=tolerances(pipe))
+    with (
+        diffcache.request(tolerance=None, max_consecutive_skips=4),
+        diffcache.request(max_consecutive_skips=8),
+    ):
+        _, mask = masks(pipe)
+    assert mask.all()
+    with diffcache.request(tolerance=None), diffcache.request(tolerance=tolerances(pipe)):
+        _, mask = masks(pipe)
+    assert not mask.all()
+
+
 def test_report_counts_row_steps(pipe, masks, tolerances):
     diffcache.wrap(pipe, tolerance=tolerances(pipe))
     _, mask = masks(pipe)
@@ -167,6 +181,16 @@ def test_independent_rows_are_checked_once(pipe, masks, tolerances):
     _, second = masks(pipe)
     assert second.tolist() == mask.tolist()
     assert not any("rows are independent" in note for note in diffcache.report(pipe).notes)
+
+
+def test_rows_are_checked_again_where_attention_processors_changed(unet, masks, tolerances):
+    diffcache.wrap(unet, tolerance=tolerances(unet))
+    masks(unet)
+    unet.unet.set_attn_processor(AttnProcessor())
+    couple_rows(unet.unet)
+    _, mask = masks(unet)
+    assert any("couples the rows" in note for note in diffcache.report(unet).notes)
+    assert not differ(mask)
 
 
 def test_denoiser_assigned_later_is_checked_too(unet, make, masks, tolerances):

@@ -58,7 +58,6 @@ def scheduler(request):
 
 @pytest.mark.parametrize("unknown", UNKNOWN)
 def test_where_the_course_is_not_known_nothing_is_corrected(unknown):
-    unknown = copy.deepcopy(unknown)
     unknown.set_timesteps(STEPS)
     assert Timetable(unknown).course is None
 
@@ -159,8 +158,7 @@ def redone(scheduler, mask, x, taken_back):
 
 @pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
 def test_a_gap_ends_as_if_it_were_gone_through_again(scheduler, masks):
-    x = start(scheduler)
-    taken_back = []
+    x, taken_back = start(scheduler), []
     wanted = [redone(scheduler, mask, x[[row]], taken_back) for row, mask in enumerate(masks)]
     # Of the others none takes enough of another back for this to tell whether it counts.
     assert max(taken_back) > 0.1 or isinstance(scheduler, DPMSolverMultistepScheduler)
@@ -287,3 +285,16 @@ def test_only_whole_outputs_keep_what_corrections_read(make, generate):
 
     assert kept(True, BlockStack()) == kept(False, BlockStack())
     assert kept(True, Output()) > kept(False, Output())
+
+
+def test_steps_with_a_time_for_each_token_are_not_corrected():
+    found, mask = [], list(map(bool, MASKS["alike"][0]))
+    for corrects in (True, False):
+        scheduler, model = copy.deepcopy(KNOWN["flow"]), Denoiser()
+        diffcache.wrap(model, "mask", mask=mask, scheduler=scheduler, corrects=corrects)
+        x = start(scheduler)[:, None]
+        for t in scheduler.timesteps:
+            each = {"per_token_timesteps": t.expand(x.shape[:2])}
+            x = scheduler.step(-model(x, t), t, x, **each).prev_sample
+        found.append(x)
+    assert torch.equal(*found)
