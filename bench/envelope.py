@@ -165,11 +165,16 @@ def margin(families: Families, rival: Rival, compute: float, figure: str) -> Mar
 
 
 def true_enough(families: Families, compute: float) -> bool | None:
-    """Whether ours is as true to the data as the full run, within 95 %; None if not known.
+    """Whether ours is as true to the data as the full run at a share of compute, if known."""
+    row = chosen(families.get(OURS, []), compute)
+    return None if row is None else as_true(row)
+
+
+def as_true(row: Row) -> bool | None:
+    """Whether a setting is as true to the data as the full run, within 95 %; None if not known.
 
     That is: it does not surely match fewer captions, nor is it surely farther from real scenes.
     """
-    row = chosen(families.get(OURS, []), compute)
-    if row is None or "match_change_ci" not in row:
+    if "match_change_ci" not in row:
         return None
     return row["match_change_ci"][1] >= 0 and row["frechet_change_ci"][0] <= 0

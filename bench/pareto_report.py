@@ -8,6 +8,7 @@ from pathlib import Path
 import asked
 import oracle_report
 import pareto_plot
+import visibly
 from envelope import (
     FEWER,
     FIGURES,
@@ -187,6 +188,13 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "captions than the full run, or is farther from real scenes. Why, and what was tried, is "
         "in [design.md](design.md#a-quarter-of-the-run).",
         verdicts(grouped),
+        "### Visibly the same",
+        f"The least compute at which a family has a setting of {visibly.LEAST:g} dB or more in the "
+        "mean that surely matches no fewer captions than the full run, nor is farther from real "
+        "scenes (as above). The default tolerance of `wrap(pipe)` asks for more, a mean of 55 dB "
+        "in every cell ([targets.md](targets.md)), since a mean of 35 leaves pictures that turn "
+        "out others.",
+        visibly.table(grouped),
     ]
     for cell, families in grouped.items():
         parts += [f"### {cell}", cell_table(families)]
