@@ -238,8 +238,8 @@ def _same(rows: list[dict], folder: Path) -> list[str]:
         f"give a mean PSNR within ±{BAND:g} dB over all schedulers and both pipelines, from 28 to "
         f"50 steps, and to skip {SKIPPED:.0%}. It {said}: {middle:.1f} ± {half:.1f} dB, skipping "
         f"at least {1 - worst:.0%}. Beside it, threshold rules at their published defaults on "
-        f"{_range(theirs)} of the prompts. PSNR at the share of the steps that was computed (a skipped "
-        "step still computes a first block in `fbcache`); few skips meet the cap.",
+        f"{_range(theirs)} of the prompts. PSNR at the share of the steps that was computed (a "
+        "skipped step still computes a first block in `fbcache`); few skips meet the cap.",
         "![One setting everywhere](targets.png)",
         same_table(rows),
     ]
