@@ -40,22 +40,24 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _truth(row: dict | None) -> list[str]:
-    """Captions matched and Fréchet distance of a row, with intervals where it has them."""
+    """Captions matched, Fréchet distance with intervals where it has them, SSIM, mean error."""
     if row is None:
-        return ["", "", ""]
+        return [""] * 4
     match = f"{row['match']:.0%}"
     if "match_ci" in row:
         match += " ({:.0%} to {:.0%})".format(*row["match_ci"])
     far = ""
     if "frechet" in row:
         far = "{:.2f} ({:.2f} to {:.2f})".format(row["frechet"], *row["frechet_ci"])
-    return [match, far, _shown(row.get("seconds"), ".3f")]
+    apart = [_shown(row.get("ssim"), ".3f"), _shown(row.get("psnr_of_mean_error"), ".1f")]
+    return [match, far, *apart]
 
 
 def cell_table(families: Families) -> str:
     """Markdown: the envelope of each family of a cell, the best at half the compute first."""
     heads = [f"{target:.2f}" for target in TARGETS]
-    truth = [f"{name} at {TRUTH_AT:.2f}" for name in ("captions", "Fréchet", "s a picture")]
+    names = ("captions", "Fréchet", "SSIM", "PSNR of the mean error")
+    truth = [f"{name} at {TRUTH_AT:.2f}" for name in names]
     lines = [
         f"| | {' | '.join(heads + truth)} |",
         "|---" * (1 + len(heads) + len(truth)) + "|",
@@ -168,13 +170,16 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "the share of the full run's FLOPs in the denoiser, by torch's counter. PSNR is taken in "
         "float against the full run and capped at 60 dB a picture: mean / 5th percentile over "
         "pictures. A family is shown by its envelope: the best of its settings at no more than "
-        "that compute, interpolated between settings; blank where all of them cost more. Rules "
-        "that decide for a whole batch generate one picture at a time; the full run's time at that "
-        "is in the row of the noise floor. Captions: the share of "
+        "that compute, interpolated between settings; blank where all of them cost more, or it was "
+        "not measured there. Peers are their own packages; AdaptiveDiffusion has none, and "
+        "`adaptivediffusion` is its released rule, tested against the algorithm written out. Rules "
+        "that decide for a whole batch generate one picture at a time. Captions: the share of "
         "pictures that show what their prompt says; Fréchet: distance to scenes really drawn from "
         "the prompts, in counted objects and colours (`bench/figures.py`), to be compared with "
-        "the full run's; both of the best setting at no more than half the compute, with 95 % "
-        "bootstrap intervals over prompts.",
+        "the full run's; both, with SSIM and the PSNR of the squared error averaged over pictures, "
+        "of the best setting at no more than half the compute, with 95 % bootstrap intervals over "
+        "prompts. Wall time is in the rows, but not in these tables: they were measured at "
+        "different hours, on a host whose speed changes twofold. See [speed.md](speed.md).",
         "The noise floor is PSNR between full runs that nobody would tell apart: other batch, "
         "bf16 autocast, 250 steps in place of the cell's (for the 1000 of a long run, at a "
         "quarter of the cost). Fidelity beyond it is worth nothing.",
