@@ -100,7 +100,10 @@ class ForecastErrorCollector(Collector):
 
 
 class LatentChangeCollector(Collector):
-    """Raw differences of the latents; kept in fp32, where bf16 would measure its own rounding."""
+    """Raw differences of the latents, kept in fp32, to add no rounding of their own.
+
+    Of a scheduler that gives latents in bf16 they measure its rounding, as the released code's do.
+    """
 
     def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
         super().__init__(samples, predictor, past, lagged)

@@ -242,7 +242,7 @@ class Generation:
         report.steps = max(len(self.masks), self.steps_seen)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")
-        if self.steps_seen and not report.total:
+        if self.steps_seen and self.handlers and not report.total:
             report.note(
                 "the scheduler stepped, but the denoiser that was wrapped was not called; wrap "
                 "what is, for example diffcache.wrap(torch.compile(model), scheduler=scheduler)"

@@ -15,6 +15,7 @@ from diffcache.runtime.disguise import base_of
 _HELPERS = ("ControlNet", "Adapter")
 _TIME = re.compile(r"timestep|^t$|_time$")
 _PROCESSOR = re.compile(r"(Attn|Store)Processor")
+_FREEU = ("s1", "s2", "b1", "b2")
 _CACHE_HOOKS = ("fbc_", "mag_cache", "taylorseer", "pyramid_attention", "faster_cache", "sea_cache")
 
 
@@ -127,8 +128,8 @@ def version(denoiser: nn.Module) -> Hashable:
 def _adapted(module: nn.Module) -> tuple:
     """A layer's adapters (peft's names), an attention's processor, a block's FreeU, if any."""
     found = vars(module)
-    if "s1" in found:
-        return tuple(str(found.get(factor)) for factor in ("s1", "s2", "b1", "b2"))
+    if found.keys() >= set(_FREEU):
+        return tuple(str(found[factor]) for factor in _FREEU)
     processor = found.get("processor")
     scales = found.get("scaling"), getattr(processor, "scale", None)
     active = found.get("_active_adapter"), found.get("_disable_adapters")

@@ -53,6 +53,7 @@ def test_nothing_is_skipped_and_it_is_said_why(own_loop, latents, method):
     report = diffcache.report(own_loop)
     assert report.compute_fraction == 1
     assert any(note.startswith("computed in full: ") for note in report.notes)
+    assert not any("was not called" in note for note in report.notes)
 
 
 def test_a_draft_is_exact_where_processors_keep_what_the_pipeline_reads(own_loop, latents):
