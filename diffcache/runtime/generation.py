@@ -204,7 +204,7 @@ class Generation:
         if self.version is not None and not run.step_rows:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
-        lane = run.lanes.find(place, arguments)
+        lane = run.lanes.find(place, arguments, self.version is not None)
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
         if turn.mask is not None and not turn.full and not (lane.histories or lane.memory):
             self.report.note(_nothing_kept(lane))
@@ -282,7 +282,7 @@ def _nothing_kept(lane: Lane) -> str:
     if lane.calls > 1:
         return (
             "a call in a skipped step was computed, as earlier ones left nothing to forecast from "
-            "(an output without a batch axis, or parts that could not be observed)"
+            "(conditioning written over, an output without a batch axis, or parts not observed)"
         )
     return (
         "a call in a skipped step was computed, as it continued no earlier one (a guidance branch "

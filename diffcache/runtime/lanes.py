@@ -46,6 +46,16 @@ class Lane:
         self.histories: dict[Hashable, History] = {}
         self.memory: dict[Hashable, Any] = {}
         self.changes: dict[Hashable, Tensor] = {}
+        self._written: list[tuple[Tensor, int]] = []
+
+    def refresh(self) -> None:
+        """Forgets what was computed, where the conditioning was written to since the last call."""
+        tensors = [each for each in tensor_leaves(self.conditioning) if not each.is_inference()]
+        before, self._written = self._written, [(each, each._version) for each in tensors]
+        pairs = zip(before, self._written, strict=False)
+        if any(old is new and one != other for (old, one), (new, other) in pairs):
+            for kept in (self.histories, self.memory, self.changes):
+                kept.clear()
 
     def history(self, key: Hashable, more: int = 0) -> History:
         """The values of a signal; where there are none, room for some, and for so many `more`."""
@@ -134,10 +144,10 @@ class Lanes:
                 for history in lane.histories.values():
                     history.restamp(time)
 
-    def find(self, place: Hashable, arguments: dict[str, Any]) -> Lane:
+    def find(self, place: Hashable, arguments: dict[str, Any], watched: bool = False) -> Lane:
         """The lane of a call at `place` (denoiser, stage, shapes), made if it is a new one.
 
-        `arguments` are those beside the sample.
+        `arguments` are those beside the sample, which somebody may have written to if `watched`.
         """
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
@@ -147,6 +157,8 @@ class Lanes:
             known.append(lane)
         lane.conditioning, lane.used = conditioning, True
         lane.calls += 1
+        if watched:
+            lane.refresh()
         return lane
 
     @property

@@ -90,3 +90,20 @@ def test_timesteps_of_another_scale_are_brought_to_a_methods_own(family, name, p
     within = [0.1 < (time - last) / (first - last) < 0.8 for time in times]
     wanted = [not skips or index % period == 0 for index, skips in enumerate(within)]
     assert report.mask[:, 0].tolist() == wanted and not all(wanted)
+
+
+@pytest.mark.parametrize("method", ["interval", "adaptive"])
+def test_conditioning_that_a_callback_writes_over_is_computed_with(unet, generate, method):
+    def negate(pipe, step, timestep, tensors):
+        if step == 5:
+            tensors["prompt_embeds"].neg_()
+        return tensors
+
+    inputs = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    diffcache.wrap(unet, method, **({"every": 8} if method == "interval" else {"tolerance": 9.0}))
+    generate(unet, steps=16)
+    assert not diffcache.report(unet).mask[6].any()
+    generate(unet, steps=16, callback_on_step_end=negate, **inputs)
+    report = diffcache.report(unet)
+    assert report.mask[6].all() and not report.mask[7].any()
+    assert any("conditioning written over" in note for note in report.notes)
