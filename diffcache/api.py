@@ -200,13 +200,13 @@ def report(target: Any) -> Report:
     wrapping = wrappings.get(target)
     if wrapping is None or wrapping.report is None:
         state = "is not wrapped" if wrapping is None else "has not generated since it was wrapped"
-        wrapped = "pipe = diffcache.wrap(pipe), generate, then diffcache.report(pipe)"
+        advice = "pipe = diffcache.wrap(pipe), generate, then diffcache.report(pipe)"
         if isinstance(target, nn.Module):
-            wrapped = (
+            advice = (
                 "diffcache.wrap(model, scheduler=scheduler), run the loop to the last step of that "
                 "scheduler, then diffcache.report(model)"
             )
-        raise ValueError(f"this {type(target).__name__} {state}; call {wrapped}")
+        raise ValueError(f"this {type(target).__name__} {state}; call {advice}")
     return wrapping.report
 
 

@@ -188,12 +188,12 @@ def test_the_pipeline_is_left_as_it_was(
     ("changes", "said"),
     [
         ({"prompts": []}, r"prompts=\[\] is empty; pass \['a prompt'\]"),
-        ({"prompts": None}, r"prompts=None is no list of prompts; pass \['a prompt'\]"),
         ({"prompts": "a cat"}, r"'a cat' is one prompt; pass a list, prompts=\['a cat'\]"),
         ({"prompts": [3]}, "3 among prompts is neither a string nor a mapping"),
         ({"prompts": ["a cat", {"image": 1}]}, r"\['prompt'\] and \['image'\]"),
         ({"prompts": [{"imag": 1}]}, "StableDiffusionPipeline takes no imag; it takes prompt, "),
         ({"seeds": [1, 2]}, r"3 prompts need as many seeds, got seeds=\[1, 2\].*seeds=range\(3\)"),
+        ({"seeds": 4}, "3 prompts need as many seeds, got seeds=4"),
         ({"methods": ["adaptiv"]}, "no method 'adaptiv'; use one of 'abcache', 'adaptive'"),
         ({"methods": ["adaptive", ("interval", {"evry": 2})]}, "no option 'evry'; it takes"),
         ({"methods": []}, r"empty; call compare\(pipe, prompts, methods=\['adaptive'\]\)"),

@@ -46,8 +46,8 @@ class Interval(Policy):
             check_count("every", self.every, 2, least=1)
         check_count("start", self.start, 3)
         check_count("phase", self.phase, 0)
-        pair = self.within is None or isinstance(self.within, (tuple, list))
-        if not pair or (self.within is not None and len(self.within) != 2):
+        pair = isinstance(self.within, (tuple, list)) and len(self.within) == 2
+        if self.within is not None and not pair:
             raise ValueError(f"within={self.within!r} is not a pair; try within=(100, 800)")
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:

@@ -128,6 +128,13 @@ def test_what_cannot_be_asked_is_refused(trained, asked, words):
         diffcache.tune(trained, PROMPTS, **asked)
 
 
+def test_prompts_have_to_be_a_list(trained):
+    with pytest.raises(
+        ValueError, match=r"prompts=None is no list of prompts; pass \['a prompt'\]"
+    ):
+        diffcache.tune(trained, None, psnr=40)
+
+
 def test_a_speed_out_of_reach_is_an_error_that_says_what_was_reached(trained):
     with pytest.raises(ValueError, match=r"speedup=500 was not reached, only \d"):
         diffcache.tune(trained, PROMPTS[:2], speedup=500, batch_size=1, **CALL)
