@@ -57,7 +57,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "the rest of a step": [(Generation, "scheduler_stepped")],
     "the rest of a call": [
         (Generation, "_turn"),
-        (Generation, "_account"),
+        (Generation, "_serve"),
         (OutputAttachment, "run"),
         (_BlockStackAttachment, "run"),
     ],

@@ -1,6 +1,7 @@
 """One pass over the latest latents: how far apart they are, per sample."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -84,30 +85,43 @@ def latent_difference(
 
 
 def forecast_error(
-    tensors: tuple[Tensor, ...],
-    coefficients: tuple[float, ...] | Tensor,
+    value: Tensor,
+    anchors: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
     *,
     absolute: bool = False,
 ) -> Tensor:
-    """Squared norms of D = sum_k c[b, k] H_k and of H_0, per sample: fp32 [2, B].
+    """Squared norms of D = V - sum_k w[b, k] A_k and of V, per sample: fp32 [2, B].
 
-    With H_0 a value, the others what it is forecast from, and c = (1, -w), the first is how far
-    the forecast is off. A cache asks this at every step that it computes, so operands are taken
-    unchecked: one shape [B, ...] and device, and c as K floats or as a tensor [B, K] beside them.
-    The sums are `sq_difference` and `sq_reference` of `latent_difference`; where `absolute`, they
-    are `abs_difference` and `abs_reference`.
+    With A_k what a value V is forecast from, the first is how far the forecast is off. A cache
+    asks this at every step that it computes, so operands are taken unchecked: one shape [B, ...]
+    and device, and w as K numbers or as a tensor [B, K] beside them. The sums are `sq_difference`
+    and `sq_reference` of `latent_difference`; where `absolute`, they are `abs_difference` and
+    `abs_reference`.
     """
-    if uses_triton(tensors[0].device):
+    if value.is_cuda and uses_triton(value.device):
         from .difference_triton import launch_difference
 
-        sums = launch_difference(tensors, coefficients, steps=False)
+        sums = launch_difference((value, *anchors), _against(weights), steps=False)
         return sums[:2] if absolute else sums[2:4]
-    truth = tensors[0].float()
+    off = truth = value.float()
+    if isinstance(weights, Tensor):
+        off = _combined(truth, anchors, _against(weights))
+    else:
+        for anchor, weight in zip(anchors, weights, strict=True):
+            off = off.sub(anchor, alpha=weight)
     # Both at once: after a denoiser's call a torch call costs more than such a copy, because
-    # its own code is no longer in the processor's cache.
-    both = torch.cat((_combined(truth, tensors[1:], coefficients), truth))
-    both = both.reshape(2, truth.shape[0], -1)
-    return _absolute(both) if absolute else _squared(both)
+    # its own code is no longer in the processor's cache. For the same reason nothing else is called
+    # that need not be.
+    both = torch.cat((off, truth)).reshape(2, truth.shape[0], -1)
+    return _absolute(both) if absolute else torch.linalg.vecdot(both, both)
+
+
+def _against(weights: Sequence[float] | Tensor) -> tuple[float, ...] | Tensor:
+    """Coefficients of a value and its anchors in how far the value's forecast is off."""
+    if isinstance(weights, Tensor):
+        return torch.cat((weights.new_ones(len(weights), 1), -weights), 1)
+    return (1.0, *map(operator.neg, weights))
 
 
 def difference_torch(
@@ -142,7 +156,7 @@ def difference_torch(
 
 
 def _combined(
-    newest: Tensor, older: tuple[Tensor, ...], coefficients: tuple[float, ...] | Tensor
+    newest: Tensor, older: Sequence[Tensor], coefficients: tuple[float, ...] | Tensor
 ) -> Tensor:
     """sum_k c[b, k] H_k in fp32."""
     if isinstance(coefficients, Tensor):
@@ -151,12 +165,7 @@ def _combined(
         for number, tensor in enumerate(older, start=1):
             total.addcmul_(tensor.float(), columns[:, number])
         return total
-    if older and coefficients[0] == 1:
-        # The measured error of a forecast, where one operation less is one in five.
-        total = newest.add(older[0], alpha=coefficients[1])
-        older, coefficients = older[1:], coefficients[1:]
-    else:
-        total = newest * coefficients[0]
+    total = newest * coefficients[0]
     for tensor, coefficient in zip(older, coefficients[1:], strict=True):
         total.add_(tensor, alpha=coefficient)
     return total

@@ -110,19 +110,24 @@ class ErrorBudget(Policy):
         return {"tolerance": given, "spent": [0.0] * samples, "books": [None] * samples}
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[list[bool], State]:
-        weight = step.weight
-        pairs = zip(state["spent"], evidence.predicted, strict=True)
-        spent = [before + weight * error for before, error in pairs]
+        weight, spent, wanted = step.weight, [], []
+        samples = zip(state["spent"], evidence.predicted, state["tolerance"], strict=True)
+        for before, error, tolerance in samples:
+            total = before + weight * error
+            spent.append(total)
+            # Asked this way round, an error that cannot be predicted (NaN) computes.
+            wanted.append(not total < tolerance)
         state = {**state, "spent": spent}
         if self.compute is not None:
-            return self._planned(step, state["books"]), state
-        # Asked this way round, an error that cannot be predicted (NaN) computes.
-        limits = zip(spent, state["tolerance"], strict=True)
-        return [not total < tolerance for total, tolerance in limits], state
+            wanted = self._planned(step, state["books"])
+        return wanted, state
 
     def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
-        pairs = zip(state["spent"], computed, strict=True)
-        state = {**state, "spent": [0.0 if renewed else total for total, renewed in pairs]}
+        spent = [0.0] * len(computed)
+        if not all(computed):
+            pairs = zip(state["spent"], computed, strict=True)
+            spent = [0.0 if renewed else total for total, renewed in pairs]
+        state = {**state, "spent": spent}
         if self.compute is not None:
             books = zip(state["books"], computed, strict=True)
             state["books"] = [_entered(book, step.index, renewed) for book, renewed in books]

@@ -11,6 +11,7 @@ from diffcache.policies import Policy, State
 from diffcache.predictors import Predictor
 
 from .collector import Collector
+from .evidence import collector_for
 from .guards import Guards
 from .history import History
 
@@ -41,6 +42,14 @@ class Stage:
     state: State
     skipped: list[int]
     correction: Tensor | None = None
+
+    @classmethod
+    def of(cls, method: Composition, samples: int) -> Stage:
+        """What is known before the first step of a run of so many samples."""
+        policy, predictor = method.policy, method.predictor
+        past = History(predictor.anchors)
+        collector = collector_for(policy.evidence, samples, predictor, past, method.lagged)
+        return cls(past, collector, policy.init(samples), [0] * samples)
 
     @property
     def bytes(self) -> int:

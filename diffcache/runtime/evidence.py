@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan, nan, sqrt
-from operator import mul, neg
+from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class ForecastErrorCollector(Collector):
     def before(self, now: Anchor) -> ForecastError:
         while self._measured and self._measured[0][0] < now.step - 1:
             _, squares, growths, computed = self._measured.pop(0)
-            self._learn(_relative(squares.value().tolist()), growths, computed)
+            self._learn(squares.value().tolist(), growths, computed)
         if self.past.rows != self.samples:
             return ForecastError([nan] * self.samples)
         self._look_ahead(now)
@@ -65,38 +66,38 @@ class ForecastErrorCollector(Collector):
     def after(
         self, now: Anchor, prediction: Tensor, latents: Tensor, computed: Sequence[bool]
     ) -> list[float] | None:
-        if not any(computed):
+        past = self.past
+        if not any(computed) or not past.fits([prediction]):
             return None
-        errors = None
-        if self.past.fits([prediction]):
-            if self._ahead is not now:
-                self._look_ahead(now)
-            squares = self._squares(prediction, self._weights)
-            if self.reader.lagged:
-                self._measured.append((now.step, Reading(squares), self._growths, computed))
-            else:
-                # Where a batch is on another device, this is the one synchronisation of the step.
-                errors = _relative(numbers(squares))
-                self._learn(errors, self._growths, computed)
-        return errors
+        if self._ahead is not now:
+            self._look_ahead(now)
+        weights: Any = self._weights[0]
+        anchors = [slot[0] for slot in past.slots[: len(weights)]]
+        if self._weights.count(weights) < len(self._weights):
+            weights = sent(torch.tensor(self._weights), prediction.device)
+        squares = forecast_error(prediction, anchors, weights)
+        if self.reader.lagged:
+            self._measured.append((now.step, Reading(squares), self._growths, computed))
+            return None
+        # Where a batch is on another device, this is the one synchronisation of the step.
+        return self._learn(numbers(squares), self._growths, computed)
 
     def _look_ahead(self, now: Anchor) -> None:
         self._ahead = now
         self._weights, self._growths = self.past.outlook(self.predictor, now)
 
-    def _learn(self, errors: list[float], growths: list[float], computed: Sequence[bool]) -> None:
-        for sample, (error, growth) in enumerate(zip(errors, growths, strict=True)):
-            measured = error / growth if growth else nan
-            if computed[sample] and not isnan(measured):
-                self._rates[sample] = measured
-
-    def _squares(self, truth: Tensor, weights: Weights) -> Tensor:
-        """`[2, samples]`: squares of the forecast's error, and of `truth` `[samples, ...]`."""
-        anchors = [slot[0] for slot in self.past.slots[: len(weights[0])]]
-        if weights.count(weights[0]) == len(weights):
-            return forecast_error((truth, *anchors), (1.0, *map(neg, weights[0])))
-        rows = torch.tensor([(1.0, *map(neg, row)) for row in weights])
-        return forecast_error((truth, *anchors), sent(rows, truth.device))
+    def _learn(
+        self, squares: list[list[float]], growths: list[float], computed: Sequence[bool]
+    ) -> list[float]:
+        """The relative errors, from squared norms of what they are relative to beside theirs."""
+        errors = []
+        for sample, (off, size) in enumerate(zip(*squares, strict=True)):
+            error = sqrt(off / size) if size else nan
+            errors.append(error)
+            rate = error / growths[sample] if growths[sample] else nan
+            if computed[sample] and not isnan(rate):
+                self._rates[sample] = rate
+        return errors
 
 
 class LatentChangeCollector(Collector):
@@ -240,12 +241,6 @@ class ModuleChangeCollector(Collector):
         rows = read.double().split([length for _, length in known])
         means = [part.unflatten(0, (-1, self.samples)).mean(0) for part in rows]
         return [(key, mean) for (key, _), mean in zip(known, means, strict=True)]
-
-
-def _relative(squares: list[list[float]]) -> list[float]:
-    """The relative error of each sample, from those squared norms and the samples'."""
-    off, size = squares
-    return [sqrt(a / b) if b else nan for a, b in zip(off, size, strict=True)]
 
 
 _COLLECTORS: dict[type[Evidence], type[Collector]] = {

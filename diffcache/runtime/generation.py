@@ -163,7 +163,14 @@ class Generation:
             output = attachment.run(turn)
         else:
             output = run_first(attachment, turn, self.checked, self.report)
-        self._account(turn)
+        report, run = self.report, turn.run
+        report.total += turn.rows
+        run.step_rows += turn.rows
+        report.rows = max(report.rows, run.step_rows)
+        report.computed += turn.computed
+        report.calls += turn.ran
+        if run.samples is not None:
+            run.lane_masks.append(turn.sample_mask)
         return output
 
     def _plainly(self, invoke: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -206,7 +213,7 @@ class Generation:
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments, self.version is not None)
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
-        if turn.mask is not None and not turn.full and not (lane.histories or lane.memory):
+        if not (lane.histories or lane.memory or turn.mask is None or turn.full):
             self.report.note(_nothing_kept(lane))
         return turn
 
@@ -220,16 +227,6 @@ class Generation:
                 "so the caches were started afresh"
             )
         self._version = version
-
-    def _account(self, turn: Turn) -> None:
-        report, run = self.report, turn.run
-        report.total += turn.rows
-        run.step_rows += turn.rows
-        report.rows = max(report.rows, run.step_rows)
-        report.computed += turn.computed
-        report.calls += turn.ran
-        if run.samples is not None:
-            run.lane_masks.append(turn.sample_mask)
 
     def finish(self) -> Report:
         """Closes the books and lets go of all memory."""

@@ -67,4 +67,6 @@ class Guards:
         if self.protects(index, total):
             return ["protect"] * len(skipped)
         cap = self.max_consecutive_skips
-        return [None if cap is None or n < cap else "cap" for n in skipped]
+        if cap is None or max(skipped) < cap:
+            return [None] * len(skipped)
+        return [None if n < cap else "cap" for n in skipped]

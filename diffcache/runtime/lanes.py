@@ -151,10 +151,16 @@ class Lanes:
         """
         conditioning = conditioning_of(arguments)
         known = self._known.setdefault(place, [])
-        lane = _free(known, conditioning, operator.is_) or _free(known, conditioning, _equal)
-        if lane is None:
-            lane = Lane(conditioning, self.capacity)
-            known.append(lane)
+        for lane in known:
+            # Mostly the very same objects, which is told without a call for each.
+            alike = not lane.used and len(lane.conditioning) == len(conditioning)
+            if alike and all(map(operator.is_, lane.conditioning, conditioning)):
+                break
+        else:
+            lane = _free(known, conditioning, operator.is_) or _free(known, conditioning, _equal)
+            if lane is None:
+                lane = Lane(conditioning, self.capacity)
+                known.append(lane)
         lane.conditioning, lane.used = conditioning, True
         lane.calls += 1
         if watched:
@@ -172,9 +178,12 @@ class Lanes:
 
 def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
     """The arguments of a call that name its branch, which the steps do not change."""
-    values = map(arguments.__getitem__, _naming_branch(tuple(arguments)))
-    # The leaves of a container, because a pipeline may refill one and the same.
-    return [leaves(v) if isinstance(v, (dict, list, tuple)) else v for v in values]
+    found = []
+    for name in _naming_branch(tuple(arguments)):
+        value = arguments[name]
+        # The leaves of a container, because a pipeline may refill one and the same.
+        found.append(leaves(value) if isinstance(value, (dict, list, tuple)) else value)
+    return found
 
 
 def _free(
@@ -197,10 +206,7 @@ def _match(known: list[Any], new: list[Any], same: Callable[[Tensor, Tensor], bo
     """Whether two lists of conditioning agree, their tensors by `same`."""
     if len(known) != len(new):
         return False
-    # Mostly the very same objects, which is told without a call for each.
-    return all(map(operator.is_, known, new)) or all(
-        a is b or _agree(a, b, same) for a, b in zip(known, new, strict=True)
-    )
+    return all(a is b or _agree(a, b, same) for a, b in zip(known, new, strict=True))
 
 
 def _agree(a: Any, b: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:

@@ -13,8 +13,6 @@ from diffcache.policies import Decision, DraftError, ForecastError, ModuleChange
 
 from .composition import Composition, Stage
 from .corrections import Corrections
-from .evidence import collector_for
-from .history import History
 from .lanes import Lanes
 from .recorder import recording
 from .report import Event, Rule
@@ -36,6 +34,7 @@ class Run:
         measures_modules: whether the policy reads how far each module's output is from its last.
         corrections: made to the samples, where that is known how.
         keeps_past: whether evidence or corrections read earlier predictions.
+        stage: what is known of the evaluation that is being made, once the batch size is.
         awaiting: told the guided prediction of the step that is being made, once.
     """
 
@@ -61,6 +60,7 @@ class Run:
         self.samples: int | None = None
         self.lanes = Lanes(self.predictor.anchors)
         self.stages: dict[int, Stage] = {}
+        self.stage: Stage | None = None
         self.stage_number = 0
         self.step_rows = 0
         self.full: str | None = None
@@ -112,15 +112,11 @@ class Run:
         if self.full is None and self.total <= guards.few_steps and not guards.force:
             self.full = f"a run of {self.total} steps has too few to skip any"
 
-    def stage(self, samples: int) -> Stage:
-        found = self.stages.get(self.stage_number)
-        if found is None:
-            policy, predictor = self.method.policy, self.method.predictor
-            past = History(predictor.anchors)
-            collector = collector_for(policy.evidence, samples, predictor, past, self.method.lagged)
-            found = Stage(past, collector, policy.init(samples), [0] * samples)
-            self.stages[self.stage_number] = found
-        return found
+    def _enter_stage(self) -> None:
+        """Makes the stage of the current number, of a known batch size, the one that is used."""
+        if self.stage_number not in self.stages:
+            self.stages[self.stage_number] = Stage.of(self.method, self.samples)
+        self.stage = self.stages[self.stage_number]
 
     def note(self, text: str) -> None:
         """Says something once in the generation's report."""
@@ -131,6 +127,7 @@ class Run:
         """Drops what was computed and measured, so that this step computes like a first one."""
         self.lanes = Lanes(self.predictor.anchors)
         self.stages.clear()
+        self._enter_stage()
         self._compute_all()
         self.forced = ["first"] * self.samples
 
@@ -151,8 +148,11 @@ class Run:
         """
         if self.decision is not None or self.samples is None:
             return self.decision
-        stage = self.stage(self.samples)
-        self.forced = self._forced(stage)
+        stage = self.stage
+        if self.full is None:
+            self.forced = self.method.guards.bound(self.index, self.total, stage.skipped)
+        else:
+            self.forced = ["full"] * self.samples
         if self.in_forward:
             if all(self.forced):
                 self.decision = [True] * self.samples
@@ -188,18 +188,15 @@ class Run:
         mask = self._bound(wants)
         if not self.groups and any(mask) and not all(mask):
             must = [rule is not None for rule in self.forced]
-            mask = self.method.policy.fill(mask, must, self.stage(self.samples).state)
+            mask = self.method.policy.fill(mask, must, self.stage.state)
         return mask
 
     def _bound(self, wanted: list[bool]) -> list[bool]:
         """What a policy wants, under the guards, and alike for samples that must not differ."""
-        mask = [rule is not None or want for rule, want in zip(self.forced, wanted, strict=True)]
+        mask = wanted
+        if any(self.forced):
+            mask = [rule is not None or want for rule, want in zip(self.forced, mask, strict=True)]
         return [True] * self.samples if self.uniform and any(mask) else mask
-
-    def _forced(self, stage: Stage) -> list[Rule | None]:
-        if self.full is not None:
-            return ["full"] * self.samples
-        return self.method.guards.bound(self.index, self.total, stage.skipped)
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
@@ -208,11 +205,10 @@ class Run:
         self._moved = None
         if self.corrections is None or self.full is not None or self.samples is None:
             return {}
-        stage = self.stage(self.samples)
-        if not any(stage.skipped):
+        if not any(self.stage.skipped):
             return {}
         changed = self.corrections.step(
-            self.scheduler, arguments, self._outcome()[1], stage, self.lanes, self.now
+            self.scheduler, arguments, self._outcome()[1], self.stage, self.lanes, self.now
         )
         self._moved = changed.get("model_output")
         return changed
@@ -227,6 +223,7 @@ class Run:
         prediction = arguments["model_output"]
         if self.samples is None:
             self.samples = prediction.shape[0]
+            self._enter_stage()
             self._unmeasured = torch.full((self.samples,), nan, dtype=torch.float64)
             self.forced = ["first"] * self.samples
         if self.total is None:
@@ -245,6 +242,7 @@ class Run:
         self._enter(self.index + 1)
         if self.evaluates_twice:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1
+            self._enter_stage()
         self.step_rows = 0
         self.decision = None
         self.groups = {}
@@ -252,7 +250,7 @@ class Run:
     def _observe(self, prediction: Tensor, latents: Tensor) -> None:
         """Evidence and books for the step just made."""
         mask, truth = self._outcome()
-        stage = self.stage(self.samples)
+        stage = self.stage
         if self.full is None and (not self.in_forward or any(truth)):
             policy = self.method.policy
             found = stage.collector.after(self.now, prediction, latents, truth)

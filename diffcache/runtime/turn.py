@@ -53,7 +53,7 @@ class Turn:
         self.parts: list[list[bool]] = []
         self._settle(run.decide())
         if run.measures_modules and run.samples is not None:
-            run.stage(run.samples).collector.attend(lane)
+            run.stage.collector.attend(lane)
 
     def _settle(self, decision: list[bool] | None) -> None:
         if self.run.samples is None or self.rows % self.run.samples:
@@ -212,7 +212,8 @@ class Turn:
         if run.measures_modules:
             lane.measure(key, values, rows)
         more = corrected and run.corrections is not None
-        lane.history(key, more).append(values, run.now, rows, own)
+        history = lane.histories.get(key) or lane.history(key, more)
+        history.append(values, run.now, rows, own)
         self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:

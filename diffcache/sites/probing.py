@@ -17,7 +17,7 @@ def ask(turn: Turn, probe: Tensor) -> Tensor | None:
     """Asks the policy with a probe, where it is to be asked; what the probe last was."""
     known = turn.lane.memory.get("probe")
     if known is not None and (turn.mask is None or turn.lagged):
-        turn.ask(forecast_error((known, probe), (1.0, -1.0), absolute=True))
+        turn.ask(forecast_error(known, (probe,), (1.0,), absolute=True))
     elif turn.mask is None:
         turn.compute_all()
     return known

@@ -212,13 +212,12 @@ def test_forecast_error(engine, terms, shape, dtype, per_row):
     tensors = tuple(
         torch.randn(shape, generator=generator).to(engine.device, dtype) for _ in range(terms)
     )
-    rows = torch.randn(shape[0], terms, generator=generator)
-    rows[:, 0] = 1
+    rows = torch.randn(shape[0], terms - 1, generator=generator)
     rows = rows if per_row else rows[:1].expand_as(rows)
-    exact = [tensor.double().reshape(shape[0], -1).cpu() for tensor in tensors]
-    difference = sum(rows[:, k : k + 1].double() * exact[k] for k in range(terms))
-    expected = torch.stack([difference.square().sum(1), exact[0].square().sum(1)])
-    coefficients = rows.to(engine.device) if per_row else tuple(rows[0].tolist())
-    found = kernels.forecast_error(tensors, coefficients)
+    value, *anchors = (tensor.double().reshape(shape[0], -1).cpu() for tensor in tensors)
+    forecast = sum(rows[:, k : k + 1].double() * anchors[k] for k in range(terms - 1))
+    expected = torch.stack([(value - forecast).square().sum(1), value.square().sum(1)])
+    weights = rows.to(engine.device) if per_row else tuple(rows[0].tolist())
+    found = kernels.forecast_error(tensors[0], tensors[1:], weights)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-6)
