@@ -104,7 +104,7 @@ def forecast_error(
 
         sums = launch_difference((value, *anchors), _against(weights), steps=False)
         return sums[:2] if absolute else sums[2:4]
-    off = truth = value.float()
+    off = truth = value if value.dtype is torch.float32 else value.float()
     if isinstance(weights, Tensor):
         off = _combined(truth, anchors, _against(weights))
     else:
