@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan, nan, sqrt
-from operator import mul
+from operator import itemgetter, mul
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ class ForecastErrorCollector(Collector):
         if self._ahead is not now:
             self._look_ahead(now)
         weights: Any = self._weights[0]
-        anchors = [slot[0] for slot in past.slots[: len(weights)]]
+        anchors = [*map(itemgetter(0), past.slots[: len(weights)])]
         if self._weights.count(weights) < len(self._weights):
             weights = sent(torch.tensor(self._weights), prediction.device)
         squares = forecast_error(prediction, anchors, weights)

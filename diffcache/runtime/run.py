@@ -271,9 +271,12 @@ class Run:
     def _outcome(self) -> tuple[list[bool], list[bool]]:
         """The step's mask, and whose predictions come of nothing but computed calls."""
         if self._settled is None:
-            mask = truth = self._decided()
-            if self.lane_masks.count(mask) != len(self.lane_masks):
-                truth = [all(seen) for seen in zip(mask, *self.lane_masks, strict=True)]
+            mask, seen = self.decision, self.lane_masks
+            if mask is None or self.verifies or seen.count(mask) < len(seen):
+                mask = self._decided()
+            truth = mask
+            if seen.count(mask) < len(seen):
+                truth = [all(each) for each in zip(mask, *seen, strict=True)]
             self._settled = mask, truth
         return self._settled
 
@@ -289,8 +292,6 @@ class Run:
         A sample that every lane computed against the decision, for want of a value, is computed.
         """
         if self.decision is not None and not self.verifies:
-            if self.lane_masks.count(self.decision) == len(self.lane_masks):
-                return self.decision
             seen = zip(*self.lane_masks, strict=True)
             return [a or all(b) for a, b in zip(self.decision, seen, strict=True)]
         if not self.lane_masks or not (self.in_forward or self.verifies):
