@@ -9,6 +9,7 @@ import asked
 import oracle_report
 import pareto_plot
 import visibly
+import walltime_report
 from envelope import (
     FEWER,
     FIGURES,
@@ -178,8 +179,8 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "the prompts, in counted objects and colours (`bench/figures.py`), to be compared with "
         "the full run's; both, with SSIM and the PSNR of the squared error averaged over pictures, "
         "of the best setting at no more than half the compute, with 95 % bootstrap intervals over "
-        "prompts. Wall time is in the rows, but not in these tables: they were measured at "
-        "different hours, on a host whose speed changes twofold. See [speed.md](speed.md).",
+        "prompts. Wall time is a table of its own, further down: rows of these were measured at "
+        "different hours, on a host whose speed changes twofold.",
         "The noise floor is PSNR between full runs that nobody would tell apart: other batch, "
         "bf16 autocast, 250 steps in place of the cell's (for the 1000 of a long run, at a "
         "quarter of the cost). Fidelity beyond it is worth nothing.",
@@ -261,6 +262,8 @@ def write(results: Path, folder: Path) -> None:
         asked.section(read(results)).rstrip(),
         *_pareto(grouped),
     ]
+    if (walltime := results / "walltime.jsonl").exists():
+        parts += walltime_report.section(walltime, grouped)
     if (oracle := results / "oracle.jsonl").exists():
         parts += oracle_report.section(oracle, folder)
     if (overhead := results / "overhead.jsonl").exists():

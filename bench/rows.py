@@ -26,10 +26,12 @@ FILES = (
 def read(folder: Path) -> Results:
     """The rows of every file of speed in `folder`; none where a file is missing."""
     paths = {name: folder / f"{name}.jsonl" for name in FILES}
-    return {
-        name: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for name, path in paths.items()
-    }
+    return {name: load(path) if path.exists() else [] for name, path in paths.items()}
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of one file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
