@@ -9,9 +9,10 @@ import torch
 
 from .api import unwrap, wrapped
 from .comparison import Comparison
-from .disabling import disabled
+from .disabling import refuse_disabled
 from .measuring import Contender, Measuring
 from .methods import Method, find
+from .policies.base import is_number
 from .trial import Trial
 
 LADDERED = "adaptive"
@@ -65,15 +66,13 @@ def compare(
         TypeError: `pipe` is not a pipeline.
     """
     contenders = _contenders(methods)
-    number = isinstance(minutes, (int, float))
-    if minutes is not None and not (number and minutes > 0):
+    if minutes is not None and not (is_number(minutes) and minutes > 0):
         raise ValueError(f"minutes={minutes!r} leaves no time; try minutes=10")
     if beside is None:
         beside = BESIDE if minutes is not None else BESIDE[:1]
     if isinstance(beside, str) or set(beside) - set(BESIDE):
         raise ValueError(f"beside={beside!r} is not of {BESIDE}; try beside=('steps', 'noise')")
-    if disabled():
-        raise ValueError("DIFFCACHE_DISABLE=1 leaves nothing to compare; unset it first")
+    refuse_disabled("compare")
     if isinstance(pipe, torch.nn.Module):
         raise TypeError(
             f"{type(pipe).__name__} is a bare denoiser; call diffcache.compare(pipe, prompts) "

@@ -12,8 +12,9 @@ import numpy as np
 
 from . import metrics
 from .api import unwrap, wrapped
-from .disabling import disabled
+from .disabling import refuse_disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
+from .policies.base import is_number
 from .saved import Saved
 from .trial import Run, Trial
 
@@ -136,13 +137,11 @@ def tune(
             f"psnr={psnr!r} and speedup={speedup!r}: pass one of them, "
             "for example diffcache.tune(pipe, prompts, psnr=40)"
         )
-    number = isinstance(speedup if psnr is None else psnr, (int, float))
-    if psnr is not None and not (number and 0 < psnr < metrics.CAP):
+    if psnr is not None and not (is_number(psnr) and 0 < psnr < metrics.CAP):
         raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
-    if speedup is not None and not (number and speedup > 1):
+    if speedup is not None and not (is_number(speedup) and speedup > 1):
         raise ValueError(f"speedup={speedup!r} is not above 1; try speedup=2")
-    if disabled():
-        raise ValueError("DIFFCACHE_DISABLE=1 leaves nothing to tune; unset it first")
+    refuse_disabled("tune")
     with wrapped(pipe):
         unwrap(pipe)
         search, others = _split(pipe, prompts, seeds, batch_size, call_kwargs)

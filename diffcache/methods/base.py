@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from diffcache.policies import DraftError, ErrorBudget, Policy
+from diffcache.policies.base import check_switch
 from diffcache.predictors import Newton, Predictor
 from diffcache.runtime.disguise import base_of
 from diffcache.runtime.guards import Guards
@@ -100,8 +101,7 @@ class Method:
                 f"{type(self.site).__name__} cannot provide; it provides {provided}. "
                 f"{_sites_with(needed)}"
             )
-        if not isinstance(self.lagged, bool):
-            raise ValueError(f"lagged={self.lagged!r} is neither True nor False; use lagged=True")
+        check_switch("lagged", self.lagged)
         if self.lagged and needed is DraftError:
             raise ValueError(
                 f"lagged=True, but {type(self.policy).__name__} accepts or rejects a draft inside "

@@ -227,10 +227,20 @@ def all_or_none(samples: int) -> tuple[int, ...]:
     return (0, samples)
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is a number, which a switch is not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raises ValueError, naming `value`, where it is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is neither True nor False; try {name}=True")
+
+
 def check_number(name: str, value: object, example: float) -> None:
     """Raises ValueError, naming `value` and an `example`, where it is no number or negative."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not value >= 0:
+    if not is_number(value) or not value >= 0:
         raise ValueError(f"{name}={value!r} is not a number of 0 or more; try {name}={example}")
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from .base import ForecastError, Policy, State, Step, check_number, per_sample
+from .base import ForecastError, Policy, State, Step, check_number, is_number, per_sample
 from .targets import planned
 
 # How many samples may wait for a step for each that else were computed for nothing. Waiting too
@@ -88,8 +88,7 @@ class ErrorBudget(Policy):
             raise ValueError(f"{' and '.join(given)} are different targets; keep one of them")
         if self.quality not in (None, *QUALITIES):
             raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITIES)}")
-        number = isinstance(self.compute, (int, float)) and not isinstance(self.compute, bool)
-        if self.compute is not None and not (number and 0 < self.compute <= 1):
+        if self.compute is not None and not (is_number(self.compute) and 0 < self.compute <= 1):
             raise ValueError(f"compute={self.compute!r} is not a share of a run; try compute=0.5")
         if any(type(size) is not int or size < 1 for size in self._sizes) or (
             self.compute_rows is not None and not self._sizes

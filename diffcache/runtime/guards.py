@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffcache.policies.base import check_count
+from diffcache.policies.base import check_count, check_switch
 
 from .report import Rule
 
@@ -44,10 +44,7 @@ class Guards:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), example)
         for name in ("stochastic", "force"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is neither True nor False; try {name}=True"
-                )
+            check_switch(name, getattr(self, name))
 
     @classmethod
     def none(cls) -> Guards:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffcache.policies.base import is_number
 from diffcache.runtime.generation import Generation
 from diffcache.runtime.promises import outline, promise
 from diffcache.runtime.rows import leaves, tensor_leaves
@@ -62,5 +63,4 @@ def _kind(args: tuple, kwargs: dict[str, Any]) -> Hashable:
 def _shaping(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device
-    number = isinstance(leaf, (int, float)) and not isinstance(leaf, bool)
-    return leaf if isinstance(leaf, Hashable) and not number else type(leaf)
+    return leaf if isinstance(leaf, Hashable) and not is_number(leaf) else type(leaf)

@@ -144,8 +144,9 @@ def test_what_does_not_fit_is_left_out(trained):
 
 
 def test_bad_budgets_are_refused(trained):
-    with pytest.raises(ValueError, match=r"minutes=0 leaves no time; try minutes=10"):
-        compare(trained, minutes=0)
+    for minutes in (0, True):
+        with pytest.raises(ValueError, match=f"minutes={minutes} leaves no time; try minutes=10"):
+            compare(trained, minutes=minutes)
     with pytest.raises(ValueError, match=r"beside='noise' is not of .*try beside="):
         compare(trained, beside="noise")
     with pytest.raises(ValueError, match=r"beside=\('nois',\) is not of"):

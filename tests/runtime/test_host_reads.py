@@ -165,7 +165,7 @@ def test_drafts_cannot_lag(dit, generate):
     plain = generate(dit)
     with pytest.raises(ValueError, match="accepts or rejects a draft inside the call"):
         diffcache.wrap(dit, "speca", lagged=True)
-    with pytest.raises(ValueError, match="lagged='yes' is neither True nor False; use lagged=True"):
+    with pytest.raises(ValueError, match="lagged='yes' is neither True nor False; try lagged=True"):
         diffcache.wrap(dit, lagged="yes")
     assert torch.equal(generate(dit), plain)
 
