@@ -31,6 +31,7 @@ class Candidate:
         library: whose process runs it: "plain", "diffcache" or a peer.
         method: a name that the library knows.
         options: of that method.
+        site: a class of `diffcache.sites` in place of the method's own.
         scheduler: one of `cells.SCHEDULERS` in place of the cell's.
         batch: pictures a call. Rules that decide for a whole batch get one: their own results are
             for single prompts.
@@ -44,6 +45,7 @@ class Candidate:
     library: str = "plain"
     method: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    site: str | None = None
     scheduler: str | None = None
     batch: int = BATCH
     autocast: bool = False
@@ -77,6 +79,11 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "third_order": _grid(threshold=(0.003, 0.01, 0.03, 0.1)),
 }
 """Settings of diffcache's methods; one that is not named here runs at its defaults."""
+
+SITES = {"unet": ("UNet branch", "UNetBranch"), "dit": ("block stack", "BlockStack")}
+"""Where else than on whole outputs the default method is measured, at the tolerances here."""
+
+_ELSEWHERE = _grid(tolerance=(0.015, 0.03, 0.06, 0.12, 0.24, 0.48))
 
 PLAYBACK = ("mask",)
 """Methods that decide nothing of their own."""
@@ -145,6 +152,20 @@ def _methods(cell: Cell) -> Iterator[Candidate]:
                 )
 
 
+def _elsewhere(cell: Cell) -> Iterator[Candidate]:
+    name, site = SITES[cell.pipeline]
+    for options in _ELSEWHERE:
+        yield Candidate(
+            f"adaptive, {name}",
+            label(options),
+            cell.steps,
+            library="diffcache",
+            method="adaptive",
+            options=options,
+            site=site,
+        )
+
+
 def _peers(cell: Cell) -> Iterator[Candidate]:
     for library, methods in PEERS.items():
         if cell.pipeline not in DENOISERS[library]:
@@ -169,5 +190,6 @@ def candidates(cell: Cell) -> list[Candidate]:
         *_floor(cell),
         *_fewer(cell),
         *_methods(cell),
+        *_elsewhere(cell),
         *_peers(cell),
     ]

@@ -38,7 +38,7 @@ class Session:
         self.cell, self.candidate = cell, candidate
         own = replace(cell, dtype=candidate.dtype or cell.dtype)
         self.pipe = cells.load(own, candidate.scheduler)
-        ours = candidate.library == "diffcache"
+        ours = candidate.library == "diffcache" and candidate.site is None
         self.skips_calls = ours and isinstance(find(candidate.method).site, Output)
         self._installed = ExitStack()
         self._installed.enter_context(peers.installed(self.pipe, cell, candidate))

@@ -15,7 +15,7 @@ from candidates import Candidate
 from cells import Cell
 
 import diffcache
-from diffcache import tiny
+from diffcache import sites, tiny
 from diffcache.methods import find
 
 CALIBRATION = [
@@ -49,6 +49,8 @@ def _diffcache(pipe: Any, cell: Cell, candidate: Candidate) -> Iterator[None]:
     options = dict(candidate.options)
     if find(candidate.method).policy.measured is not None:
         options["calibration"] = _calibration(cell, candidate.method)
+    if candidate.site is not None:
+        options["site"] = getattr(sites, candidate.site)()
     with diffcache.wrapped(pipe, candidate.method, **options):
         yield
 
