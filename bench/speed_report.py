@@ -40,11 +40,11 @@ tell what the list has added.
 A wait as long as our code takes, in a loop that touches nothing, does not slow the model, and what
 is quicker in a loop is often no quicker after a forward, where its code has left the caches.
 
-The policy reckons with numbers: tensors of one entry a sample cost more than their arithmetic. Python
-calls were taken out of the path until what is left does something. The values of a history in one
-buffer, so that a forecast is one torch call in place of three, are hardly quicker after a forward,
-and numpy is slower there. Next to try: one copy for the lane and the evidence where guidance mixes
-no branches; evidence and decision in one compiled function."""
+The policy reckons with numbers: tensors of one entry a sample cost more than their arithmetic.
+Python calls were taken out of the path until what is left does something. The values of a history
+in one buffer, so that a forecast is one torch call in place of three, are hardly quicker after a
+forward, and numpy is slower there. Next to try: one copy for the lane and the evidence where
+guidance mixes no branches; evidence and decision in one compiled function."""
 
 
 def by_machine(heads: list[str], rows: list[Row], cells: Callable[[Row], list]) -> list[str]:
