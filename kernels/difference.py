@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .backend import uses_triton
 from .operands import check_tensors, check_weights
+from .transfer import sent
 
 MAX_TENSORS = 4
 
@@ -95,18 +96,19 @@ def forecast_error(
 
     With A_k what a value V is forecast from, the first is how far the forecast is off. A cache
     asks this at every step that it computes, so operands are taken unchecked: one shape [B, ...]
-    and device, and w as K numbers or as a tensor [B, K] beside them. The sums are `sq_difference`
-    and `sq_reference` of `latent_difference`; where `absolute`, they are `abs_difference` and
-    `abs_reference`.
+    and device, and w as K numbers or as a tensor [B, K], which may be on the CPU. The sums are
+    `sq_difference` and `sq_reference` of `latent_difference`; where `absolute`, they are
+    `abs_difference` and `abs_reference`.
     """
-    if value.is_cuda and uses_triton(value.device):
+    if uses_triton(value.device):
         from .difference_triton import launch_difference
 
-        sums = launch_difference((value, *anchors), _against(weights), steps=False)
+        coefficients = _against(weights, value.device)
+        sums = launch_difference((value, *anchors), coefficients, steps=False)
         return sums[:2] if absolute else sums[2:4]
     off = truth = value if value.dtype is torch.float32 else value.float()
     if isinstance(weights, Tensor):
-        off = _combined(truth, anchors, _against(weights))
+        off = _combined(truth, anchors, _against(weights, value.device))
     else:
         for anchor, weight in zip(anchors, weights, strict=True):
             off = off.sub(anchor, alpha=weight)
@@ -117,10 +119,10 @@ def forecast_error(
     return _absolute(both) if absolute else torch.linalg.vecdot(both, both)
 
 
-def _against(weights: Sequence[float] | Tensor) -> tuple[float, ...] | Tensor:
+def _against(weights: Sequence[float] | Tensor, device: torch.device) -> tuple[float, ...] | Tensor:
     """Coefficients of a value and its anchors in how far the value's forecast is off."""
     if isinstance(weights, Tensor):
-        return torch.cat((weights.new_ones(len(weights), 1), -weights), 1)
+        return sent(torch.cat((weights.new_ones(len(weights), 1), -weights), 1), device)
     return (1.0, *map(operator.neg, weights))
 
 

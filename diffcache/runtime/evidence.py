@@ -74,7 +74,7 @@ class ForecastErrorCollector(Collector):
         weights: Any = self._weights[0]
         anchors = [*map(itemgetter(0), past.slots[: len(weights)])]
         if self._weights.count(weights) < len(self._weights):
-            weights = sent(torch.tensor(self._weights), prediction.device)
+            weights = torch.tensor(self._weights)
         squares = forecast_error(prediction, anchors, weights)
         if self.reader.lagged:
             self._measured.append((now.step, Reading(squares), self._growths, computed))

@@ -206,7 +206,7 @@ def test_inputs_stay_and_no_gradient_flows(engine, operand):
 @pytest.mark.parametrize("terms", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(3,), (8, 3), (2, 17, 5)], ids=shape_id)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=dtype_id)
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("per_row", [False, True, "on the CPU"])
 def test_forecast_error(engine, terms, shape, dtype, per_row):
     generator = torch.Generator().manual_seed(0)
     tensors = tuple(
@@ -217,7 +217,8 @@ def test_forecast_error(engine, terms, shape, dtype, per_row):
     value, *anchors = (tensor.double().reshape(shape[0], -1).cpu() for tensor in tensors)
     forecast = sum(rows[:, k : k + 1].double() * anchors[k] for k in range(terms - 1))
     expected = torch.stack([(value - forecast).square().sum(1), value.square().sum(1)])
-    weights = rows.to(engine.device) if per_row else tuple(rows[0].tolist())
+    there = rows if per_row == "on the CPU" else rows.to(engine.device)
+    weights = there if per_row else tuple(rows[0].tolist())
     found = kernels.forecast_error(tensors[0], tensors[1:], weights)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-6)
