@@ -62,9 +62,14 @@ RIVALS = (
 """What must be beaten, and by how much; the last takes the families that no other has."""
 
 
+def is_ours(family: str) -> bool:
+    """Whether it is the default method, on whatever site."""
+    return family == OURS or family.startswith(f"{OURS}, ")
+
+
 def kind(family: str) -> Rival | None:
     """Whose families a family is one of; None for ours and for full runs."""
-    if family in (OURS, FULL, FLOOR):
+    if is_ours(family) or family in (FULL, FLOOR):
         return None
     return next((rival for rival in RIVALS if family in rival.families), RIVALS[-1])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import cycle
 from pathlib import Path
 
-from envelope import FEWER, FLOOR, OURS, RIVALS, Families, envelope, kind
+from envelope import FEWER, FLOOR, OURS, RIVALS, Families, envelope, is_ours, kind
 
 COLUMNS = 3
 LABELS = {"psnr": "mean PSNR to the full run, dB", "psnr_p5": "5th percentile of PSNR, dB"}
@@ -21,11 +21,13 @@ MARKERS = "osv^D<>Ph*Xd"
 MUTED = {"lw": 1.2, "ms": 3.5}
 FLOOR_DASHES = {"batch of 1": "-", "bf16": "--", "fp32": "--"}
 STANDING_OUT = {"color": "#c0261f", "lw": 2.6, "ms": 5, "marker": "o", "zorder": 5}
+ELSEWHERE = {"color": "#c0261f", "ls": "--", "marker": "o"}
+"""Ours on another site."""
 
 
 def _styles(families: set[str]) -> dict[str, dict]:
-    """How each family but ours is drawn."""
-    found = {}
+    """How each family is drawn, and ours where it does not stand out."""
+    found = {family: ELSEWHERE for family in sorted(families) if is_ours(family)}
     for rival, (colour, dash) in zip(RIVALS, KINDS.values(), strict=True):
         own = sorted(family for family in families if kind(family) is rival)
         for family, marker in zip(own, cycle(MARKERS), strict=False):

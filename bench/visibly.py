@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envelope import FLOOR, FULL, OURS, Families, Row, as_true
+from envelope import FLOOR, FULL, OURS, Families, Row, as_true, is_ours
 
 LEAST = 35.0
 """Mean PSNR to the full run from which on pictures count as visibly the same, in dB."""
@@ -24,8 +24,8 @@ def table(grouped: dict[str, Families]) -> str:
             if name not in (FULL, FLOOR) and (row := cheapest(rows)) is not None
         }
         ours = found.pop(OURS, None)
-        others = sorted(found, key=found.get)[:3]
-        least = min([*found.values(), 1.0])
+        others = sorted((name for name in found if not is_ours(name)), key=found.get)[:3]
+        least = min([*(found[name] for name in others), 1.0])
         shown = "none" if ours is None else f"{ours:.2f}"
         if ours is not None and ours <= least:
             shown = f"**{shown}**"

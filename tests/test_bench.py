@@ -34,8 +34,10 @@ def test_every_rival_is_measured(of):
     c, envelope = of("candidates"), of("envelope")
     found = {x.family for cell in of("cells").PLAIN for x in c.candidates(cell)}
     assert {family for rival in envelope.RIVALS for family in rival.families} <= found
+    ours = {envelope.OURS, *(f"{envelope.OURS}, {name}" for name, _ in c.SITES.values())}
+    assert {family for family in found if envelope.is_ours(family)} == ours
     assert {family for family in found if envelope.kind(family) is None} == {
-        envelope.OURS,
+        *ours,
         envelope.FULL,
         envelope.FLOOR,
     }
