@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import asked
@@ -28,7 +27,7 @@ from envelope import (
     reached,
     true_enough,
 )
-from rows import read, where
+from rows import load, read, where
 
 TRUTH_AT = 0.50
 SHOWN = ("unet-ddim-28", "unet-dpm-28", "unet-euler-28", "dit-flow-28")
@@ -150,7 +149,7 @@ def _margins(pair: list) -> str:
 
 def overhead_table(path: Path) -> str:
     """Markdown: the newest row of each library and model in the overhead bench."""
-    rows = [row for row in map(json.loads, path.read_text().splitlines()) if "blocks" in row]
+    rows = [row for row in load(path) if "blocks" in row]
     latest = {(row["library"], row["blocks"]): row for row in rows}
     lines = [
         "| | blocks | denoiser call, ms (p20 / p50 / p80) | added to plain call and step, ms |",
@@ -207,7 +206,7 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
 
 
 def _overhead(path: Path) -> list[str]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = load(path)
     last, small = rows[-1], [row for row in rows if row.get("blocks") == 4]
     ours, theirs = (
         [f"{row['added_ms_p50']:.3f}" for row in small if row["library"] == name]
@@ -230,7 +229,7 @@ def _overhead(path: Path) -> list[str]:
 
 
 def _batches(path: Path) -> list[str]:
-    rows = map(json.loads, path.read_text().splitlines())
+    rows = load(path)
     latest = {(row["site"], row["gpu"]): row for row in rows}
     lines = [
         "| site | mixed call, ms | plain forward of the half, ms | speed (p20 / p50 / p80) |",

@@ -20,7 +20,7 @@ import pareto_report
 import record
 import timing
 import torch
-from candidates import FULL, Candidate, candidates
+from candidates import FULL, PEERS, Candidate, candidates
 from cells import PLAIN, Cell
 from envelope import FEWER, OURS, RIVALS, Families, chosen, newest, reached
 from pareto import Process
@@ -28,12 +28,10 @@ from pareto import Process
 HERE = Path(__file__).parent
 CELLS = ("unet-ddim-28", "unet-dpm-28", "dit-flow-28")
 SHARE = 0.50
-PEERS = ("cache-dit", "diffusers", "DeepCache")
-"""Libraries whose every method is timed; of ours and of fewer steps, the best of a kind."""
 
 
 def settings(families: Families) -> dict[str, float | str]:
-    """By family, the setting that is timed."""
+    """By family, the setting that is timed: of every peer's method, and of each kind's best."""
     names = {OURS, FEWER, *(name for name in families if name.split()[0] in PEERS)}
     for rival in RIVALS:
         found = reached(families, rival, SHARE, "psnr")

@@ -116,7 +116,7 @@ def forecast_error(
     # its own code is no longer in the processor's cache. For the same reason nothing else is called
     # that need not be.
     both = torch.cat((off, truth)).reshape(2, truth.shape[0], -1)
-    return _absolute(both) if absolute else torch.linalg.vecdot(both, both)
+    return _absolute(both) if absolute else _squared(both)
 
 
 def _against(weights: Sequence[float] | Tensor, device: torch.device) -> tuple[float, ...] | Tensor:

@@ -64,6 +64,4 @@ class Guards:
         if self.protects(index, total):
             return ["protect"] * len(skipped)
         cap = self.max_consecutive_skips
-        if cap is None or max(skipped) < cap:
-            return [None] * len(skipped)
-        return [None if n < cap else "cap" for n in skipped]
+        return [None if cap is None or n < cap else "cap" for n in skipped]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import chain
 from math import nan
 from typing import NamedTuple
 
@@ -55,8 +54,6 @@ class History:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.slots: list[list[Tensor]] = []
-        # Of each tensor that is stored: shape, dtype and device.
-        self._kinds: list[tuple[torch.Size, torch.dtype, torch.device]] = []
         self.anchors: list[list[Anchor]] = []
         self.rows = 0
         # Level: all rows were always computed together, so that their anchors agree.
@@ -75,10 +72,10 @@ class History:
 
     def fits(self, leaves: Sequence[Tensor]) -> bool:
         """Whether `leaves` continue what is stored: same number, shapes, dtypes, devices."""
-        if len(leaves) != len(self._kinds):
+        if not self.slots or len(leaves) != len(self.slots[0]):
             return False
-        for (shape, dtype, device), leaf in zip(self._kinds, leaves, strict=True):
-            if leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
+        for old, new in zip(self.slots[0], leaves, strict=True):
+            if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
                 return False
         return True
 
@@ -97,7 +94,6 @@ class History:
         """
         if not self.fits(leaves):
             self.slots = []
-            self._kinds = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
             self.rows = leaves[0].shape[0]
             self.anchors = [[] for _ in range(self.rows)]
             self.level, rows = True, None
@@ -190,6 +186,5 @@ class History:
     def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
         twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
-        twin._kinds = [(leaf.shape, leaf.dtype, leaf.device) for leaf in chain(*twin.slots[:1])]
         twin.anchors, twin.rows, twin.level = list(anchors), len(anchors), self.level
         return twin

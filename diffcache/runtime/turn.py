@@ -59,8 +59,7 @@ class Turn:
         if self.run.samples is None or self.rows % self.run.samples:
             self.compute_all()
         elif decision is not None:
-            alike = self.rows == self.run.samples
-            self.mask = decision if alike else samples_to_rows(decision, self.rows)
+            self.mask = samples_to_rows(decision, self.rows)
             if groups := self.run.groups:
                 self.groups = {name: samples_to_rows(m, self.rows) for name, m in groups.items()}
 
@@ -213,10 +212,8 @@ class Turn:
         if run.measures_modules:
             lane.measure(key, values, rows)
         more = corrected and run.corrections is not None
-        history = lane.histories.get(key) or lane.history(key, more)
-        history.append(values, run.now, rows, own)
-        if recording.get() is not None:
-            self.record(key, values, group)
+        lane.history(key, more).append(values, run.now, rows, own)
+        self.record(key, values, group)
 
     def record(self, key: Hashable, values: Sequence[Tensor], group: str | None = None) -> None:
         """Shows `values` `[rows, ...]` to the calibration that is running, if any."""

@@ -102,7 +102,7 @@ class OutputAttachment(Attachment):
 
         None of them where one has no batch axis: rows could not be told apart.
         """
-        leaves = by_rows(output, True) if turn.listed else tensor_leaves(output)
+        leaves = by_rows(output, turn.listed)
         for leaf in leaves:
             if not leaf.ndim or leaf.shape[0] != turn.rows:
                 return []
