@@ -5,7 +5,8 @@
     python bench/targets.py --report                     # redo docs/targets.md from saved results
 
 Evaluated on the first of the 64 held-out prompts of tiny/prompts.json; `tune` is given some of the
-32 that follow. Results are appended to bench/results/targets.jsonl.
+32 that follow, and chooses seeds as for a user. Results are appended to
+bench/results/targets.jsonl.
 """
 
 from __future__ import annotations
@@ -172,7 +173,6 @@ def tuned(stand: Stand, others: list[dict]) -> Iterator[dict]:
             found = diffcache.tune(
                 stand.pipe,
                 [pair["prompt"] for pair in others[:count]],
-                seeds=[pair["seed"] for pair in others[:count]],
                 psnr=psnr,
                 batch_size=BATCH,
                 **call,
@@ -181,6 +181,7 @@ def tuned(stand: Stand, others: list[dict]) -> Iterator[dict]:
             yield {
                 "asked": psnr,
                 "tuned_on": count,
+                "tuned_pictures": found.searched.pictures + found.confirmed.pictures,
                 "tolerance": round(found.options["tolerance"], 4),
                 "met": round(met(played, psnr), 4),
                 **played.row(),

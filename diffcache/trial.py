@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +44,29 @@ class Run(NamedTuple):
 class Trial:
     """What to generate, checked against the pipeline's signature.
 
-    Arguments and errors are those of `diffcache.compare`.
+    Arguments and errors are those of `diffcache.compare`. Without seeds, prompts are repeated in
+    turn until there are `pictures`.
+
+    Attributes:
+        prompts: how many there are.
+        entries: what each picture is made of.
+        seeds: of each.
     """
 
     def __init__(
-        self, pipe: Any, prompts: Any, seeds: Any, batch_size: int, call_kwargs: dict[str, Any]
+        self,
+        pipe: Any,
+        prompts: Any,
+        seeds: Any,
+        batch_size: int,
+        call_kwargs: dict[str, Any],
+        pictures: int = 1,
     ) -> None:
         self.pipe = pipe
-        self.entries = _entries(prompts)
+        given = _entries(prompts)
+        self.prompts = len(given)
+        again = ceil(pictures / self.prompts) if seeds is None else 1
+        self.entries = (given * again)[: max(pictures, self.prompts)]
         self.seeds = _seeds(seeds, len(self.entries))
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} is not a count; try batch_size=4")

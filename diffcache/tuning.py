@@ -21,6 +21,9 @@ from .trial import Run, Trial
 RUNS = 6
 """Settings that a search tries, at most."""
 
+PICTURES = 32
+"""How many a PSNR is searched and confirmed on where no seeds say which."""
+
 SHARE = 0.9
 """The share of all pictures, unseen ones too, that shall reach a PSNR."""
 
@@ -112,16 +115,18 @@ def tune(
     Three prompts in four are searched on, with at most `RUNS` settings and one plain run; the
     others confirm the result. A pipeline that is wrapped, or not, is so again afterwards.
 
+    How sure a PSNR can be is set by how many pictures there are. Without seeds, prompts are
+    repeated in turn until they make `PICTURES`; with seeds there is one picture a prompt, and the
+    fewer there are the more careful the search is.
+
     Args:
         pipe: a diffusers pipeline.
-        prompts: one entry a picture, as for `diffcache.compare`. The fewer there are the more
-            careful a `psnr` is tuned for: 16 were seen to cost a fifth more than the cheapest
-            setting, 8 up to two fifths (docs/targets.md).
+        prompts: as for `diffcache.compare`.
         psnr: dB to the plain picture that nine in ten pictures shall reach, each for itself and
             unseen ones too: what is searched for is a bound that holds with a confidence of 90 %.
             Gives a `tolerance`.
         speedup: wall time of the plain pipeline over that wanted. Gives a `compute`.
-        seeds: one a picture; 0, 1, 2, … if None.
+        seeds: one a prompt; 0, 1, 2, … if None.
         batch_size: pictures a call.
         call_kwargs: what else each call is given, for example `num_inference_steps=28`.
 
@@ -144,7 +149,9 @@ def tune(
     refuse_disabled("tune")
     with wrapped(pipe):
         unwrap(pipe)
-        search, others = _split(pipe, prompts, seeds, batch_size, call_kwargs)
+        pictures = 1 if psnr is None else PICTURES
+        whole = Trial(pipe, prompts, seeds, batch_size, call_kwargs, pictures)
+        search, others = _split(whole)
         bench = _Bench(search, psnr, speedup)
         options = bench.tolerance() if psnr is not None else bench.share()
         confirmed = None if others is None else _Bench(others, psnr, speedup).measure(options)
@@ -153,24 +160,15 @@ def tune(
         return Tuned(options, asked, searched, confirmed, bench.tried, search.setting())
 
 
-def _split(
-    pipe: Any,
-    prompts: Sequence[str | Mapping[str, Any]],
-    seeds: Sequence[int] | None,
-    batch_size: int,
-    call_kwargs: dict[str, Any],
-) -> tuple[Trial, Trial | None]:
-    """Three pictures in four to search on, and the others."""
-    whole = Trial(pipe, prompts, seeds, batch_size, call_kwargs)
-    count = len(whole.entries)
+def _split(whole: Trial) -> tuple[Trial, Trial | None]:
+    """The pictures of three prompts in four to search on, and those of the others."""
 
-    def part(indices: Sequence[int]) -> Trial:
-        entries, own = whole.entries, whole.seeds
-        chosen = [entries[i] for i in indices], [own[i] for i in indices]
-        return Trial(pipe, *chosen, batch_size, call_kwargs)
+    def part(confirming: bool) -> Trial:
+        numbered = enumerate(zip(whole.entries, whole.seeds, strict=True))
+        chosen = [each for i, each in numbered if (i % whole.prompts % 4 == 1) == confirming]
+        return Trial(whole.pipe, *zip(*chosen, strict=True), whole.batch_size, whole.call_kwargs)
 
-    search = part([i for i in range(count) if i % 4 != 1])
-    return search, (part(range(1, count, 4)) if count > 1 else None)
+    return part(False), (part(True) if whole.prompts > 1 else None)
 
 
 def assured(decibels: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from .base import Predictor
 from .chebyshev import ChebyshevRidge
 from .corrections import Correction, Course, correction, taken_back
+from .damping import damped, damping
 from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
@@ -21,5 +22,7 @@ __all__ = [
     "Taylor",
     "adams_bashforth",
     "correction",
+    "damped",
+    "damping",
     "taken_back",
 ]

@@ -21,11 +21,13 @@ class Predictor(ABC):
             run, or "step", the index of the step.
         differences: whether it only fits differences of guidance branches.
         corrects: whether samples are corrected for what its forecasts turn out to be off by.
+        damps: whether its forecasts go less far where the last one went the wrong way.
     """
 
     coordinate: ClassVar[Literal["noise", "step"]] = "noise"
     differences: ClassVar[bool] = False
     corrects: ClassVar[bool] = False
+    damps: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -55,9 +57,13 @@ class Predictor(ABC):
         """
         return (t[:, None] - times[:, : self.anchors]).abs().prod(1)
 
-    def predict(self, values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
+    def predict(
+        self, values: Sequence[Tensor], weights: Sequence[Sequence[float]] | Tensor
+    ) -> Tensor:
         """Forecast `[rows, ...]` from `values` `[rows, ...]`, newest first.
 
-        `weights` is `[rows, K]`, or `[1, K]` where all rows share them.
+        `weights` is `[rows, K]`, or, as numbers, `[1, K]` where all rows share them.
         """
-        return combine(values, weights[0] if len(weights) == 1 else torch.tensor(weights))
+        if not isinstance(weights, Tensor):
+            weights = weights[0] if len(weights) == 1 else torch.tensor(weights)
+        return combine(values, weights)

@@ -39,11 +39,14 @@ class Correction(NamedTuple):
         place: which step of the course ends the gap.
         sample: to the sample x.
         clean: to what the step before has said of the clean sample.
+        damped_sample, damped_clean: what comes on top for a unit of 1 − damping of the forecasts.
     """
 
     place: int
     sample: tuple[float, ...]
     clean: tuple[float, ...]
+    damped_sample: tuple[float, ...]
+    damped_clean: tuple[float, ...]
 
 
 @lru_cache(maxsize=4096)
@@ -69,15 +72,18 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
     if newest < older + 2:
         return None
     anchors = torch.tensor([times], dtype=torch.float64)
-    sample, before = torch.zeros(2, len(times), dtype=torch.float64)
+    # What forecasts as they are call for, and what their damping adds.
+    sample, before = torch.zeros(2, 2, len(times), dtype=torch.float64)
     reach = 0.0
     for step in range(older + 1, newest):
         t = torch.tensor([course.times[step]], dtype=torch.float64)
-        learnt, forecast = torch.zeros(2, len(times), dtype=torch.float64)
+        learnt, forecast, newest_known = torch.zeros(3, len(times), dtype=torch.float64)
         after, plain = base.coefficients(anchors, t)[0], base.coefficients(anchors[:, 1:], t)[0]
         learnt[: len(after)] = after
         forecast[1 : 1 + len(plain)] = plain
-        clean = sample - course.noise[step] * (learnt - forecast)
+        newest_known[1] = 1.0
+        missed = torch.stack([learnt - forecast, forecast - newest_known])
+        clean = sample - course.noise[step] * missed
         kept = course.noise[step + 1] / course.noise[step]
         sample = kept * sample + (1 - kept) * (clean + course.carries[step] * (clean - before))
         before = clean
@@ -87,7 +93,10 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
     trust = min(1.0, 2 - 2 * abs(reach) / course.noise[newest])
     if trust <= 0:
         return None
-    return Correction(newest, tuple((trust * sample).tolist()), tuple((trust * before).tolist()))
+    (plain_sample, damped_sample), (plain_clean, damped_clean) = (
+        map(tuple, (trust * found).tolist()) for found in (sample, before)
+    )
+    return Correction(newest, plain_sample, plain_clean, damped_sample, damped_clean)
 
 
 def taken_back(newest: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,14 @@ class Kriging(Predictor):
         corrects: whether a computed step takes back what the skipped ones before it left the sample
             off by, where whole predictions are forecast and what the sampler does with them is
             known (`correction`). Keeps one value more.
+        damps: whether forecasts of whole predictions go less far from the newest value where the
+            last one went the wrong way (`damping`).
     """
 
     points: int = 3
     length: float = 0.6
     corrects: bool = True
+    damps: bool = True
 
     def __post_init__(self) -> None:
         if self.points not in range(1, 4):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from diffcache.kernels import forecast_error
+from diffcache.kernels.transfer import sent
 from diffcache.policies import Policy, State
-from diffcache.predictors import Predictor
+from diffcache.predictors import Predictor, damping
 
 from .collector import Collector
 from .evidence import collector_for
 from .guards import Guards
-from .history import History
+from .history import Anchor, History
 
 
 class Composition(Protocol):
@@ -42,14 +46,42 @@ class Stage:
     state: State
     skipped: list[int]
     correction: Tensor | None = None
+    _damping: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def of(cls, method: Composition, samples: int) -> Stage:
         """What is known before the first step of a run of so many samples."""
         policy, predictor = method.policy, method.predictor
-        past = History(predictor.anchors)
+        past = History(predictor.anchors + predictor.damps)
         collector = collector_for(policy.evidence, samples, predictor, past, method.lagged)
         return cls(past, collector, policy.init(samples), [0] * samples)
+
+    def keep(self, prediction: Tensor, now: Anchor, rows: Sequence[bool] | None) -> None:
+        """Takes in what a step was made with, where it was computed; None stands for all rows."""
+        self.past.append([prediction], now, rows)
+        self._damping = ()
+
+    def damping(self, predictor: Predictor) -> Tensor | None:
+        """By sample, the factor of how far forecasts go from the newest value, `[samples]`.
+
+        It is told by the newest value and those before it alone, so that a replay finds the same.
+        None where nothing is damped, or not enough values are known of any sample.
+        """
+        if not predictor.damps:
+            return None
+        if not self._damping:
+            self._damping = (self._measured(predictor),)
+        return self._damping[0]
+
+    def _measured(self, predictor: Predictor) -> Tensor | None:
+        weights, known = self.past.hindsight(predictor)
+        if not any(known):
+            return None
+        newest, *before = (slot[0] for slot in self.past.slots)
+        off, moved = (forecast_error(value, before, weights)[0] for value in (newest, before[0]))
+        changed = forecast_error(newest, before[:1], (1.0,))[0]
+        found = damping(off, moved, changed)
+        return found if all(known) else found.where(sent(torch.tensor(known), found.device), 1.0)
 
     @property
     def bytes(self) -> int:

@@ -70,11 +70,16 @@ class Corrections:
         if place is None:
             return {}
         values = [prediction, *(slot[0] for slot in past.slots)]
-        corrections = [each or Correction(place, (), ()) for each in found]
-        moves, clean = (
+        corrections = [each or Correction(place, (), (), (), ()) for each in found]
+        moves, clean, *more = (
             torch.tensor([_padded(weights, len(values)) for weights in column])
-            for column in zip(*((each.sample, each.clean) for each in corrections), strict=True)
+            for column in zip(*(each[1:] for each in corrections), strict=True)
         )
+        if (factors := stage.damping(self.predictor)) is not None:
+            moves, clean = (
+                sent(part, factors.device) + (1 - factors[:, None]) * sent(extra, factors.device)
+                for part, extra in zip((moves, clean), more, strict=True)
+            )
         off = combine(values, moves)
         restate(scheduler, combine(values, clean))
         steeper = taken_back(off.flatten(1), self._last(stage, off, found))
@@ -102,7 +107,7 @@ class Corrections:
         self, row: int, past: History, branches: Sequence[History], now: Anchor
     ) -> Correction | None:
         """The correction of a computed sample, whose branches must have been along with it."""
-        own = [now, *past.anchors[row]]
+        own = [now, *past.anchors[row][: self.predictor.anchors]]
         if any(
             own != anchors for branch in branches for anchors in branch.anchors[row :: past.rows]
         ):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcache.kernels import combine
 from diffcache.kernels.transfer import sent
-from diffcache.predictors import Predictor
+from diffcache.predictors import Predictor, damped
 
 Weights = tuple[tuple[float, ...], ...]
 
@@ -159,10 +159,36 @@ class History:
         padded = tuple(weights + (0.0,) * (deepest - len(weights)) for weights, _ in found)
         return padded, [growth for _, growth in found]
 
-    def forecast(self, predictor: Predictor, now: Anchor) -> list[Tensor]:
-        """Forecasts `now` of every leaf `[rows, ...]`."""
+    def hindsight(self, predictor: Predictor) -> tuple[Weights | Tensor, list[bool]]:
+        """Weights of the values before the newest in its forecast, and which rows have enough.
+
+        The weights are `[K]` for all rows, or a tensor `[rows, K]`.
+        """
+        count = predictor.anchors
+        known = [len(anchors) > count for anchors in self.anchors]
+        found = [
+            _outlook(predictor, tuple(anchors[1 : count + 1]), anchors[0])[0]
+            if enough
+            else (0.0,) * count
+            for anchors, enough in zip(
+                self.anchors[: 1 if self.level else None], known, strict=False
+            )
+        ]
+        return found[0] if self.level and found else torch.tensor(found), known
+
+    def forecast(
+        self, predictor: Predictor, now: Anchor, factors: Tensor | None = None
+    ) -> list[Tensor]:
+        """Forecasts `now` of every leaf `[rows, ...]`.
+
+        `factors` are of how far forecasts go from the newest value, `[samples]`, of which rows are
+        a multiple.
+        """
         weights, _ = self.outlook(predictor, now)
         depth = len(weights[0])
+        if factors is not None:
+            by_row = factors.repeat(self.rows // len(factors))
+            weights = damped(sent(torch.tensor(weights), factors.device), by_row)
         return [
             predictor.predict([slot[index] for slot in self.slots[:depth]], weights)
             for index in range(len(self.slots[0]))

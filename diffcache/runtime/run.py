@@ -33,7 +33,7 @@ class Run:
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
         measures_modules: whether the policy reads how far each module's output is from its last.
         corrections: made to the samples, where that is known how.
-        keeps_past: whether evidence or corrections read earlier predictions.
+        keeps_past: whether evidence, corrections or damping read earlier predictions.
         stage: what is known of the evaluation that is being made, once the batch size is.
         awaiting: told the guided prediction of the step that is being made, once.
     """
@@ -54,7 +54,8 @@ class Run:
         self.corrections: Corrections | None = None
         if self.predictor.corrects and (course := self.timetable.course) is not None:
             self.corrections = Corrections(self.predictor, course)
-        self.keeps_past = self.corrections is not None or method.policy.evidence is ForecastError
+        measured = self.predictor.damps or method.policy.evidence is ForecastError
+        self.keeps_past = measured or self.corrections is not None
         self.awaiting: list[Callable[[Tensor], None]] = []
         self._moved: Tensor | None = None
         self.samples: int | None = None
@@ -261,7 +262,7 @@ class Run:
             if self.keeps_past and any(truth):
                 # What is forecast from, and so what a forecast's error is to be measured by.
                 made_with = prediction if self._moved is None else self._moved
-                stage.past.append([made_with], self.now, None if all(truth) else truth)
+                stage.keep(made_with, self.now, None if all(truth) else truth)
         self._moved = None
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)

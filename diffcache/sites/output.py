@@ -55,7 +55,7 @@ class OutputAttachment(Attachment):
             if leaves := self._leaves(turn, output) or self._lone(turn, output):
                 self._remember(turn, leaves)
             return output
-        forecast = turn.forecast(self._signal)
+        forecast = turn.forecast(self._signal, whole=not self.residual)
         if self.residual:
             forecast = self._shifted(turn, forecast, 1)
         if "lone" in turn.lane.memory:

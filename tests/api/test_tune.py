@@ -26,7 +26,7 @@ def trained():
 
 
 def test_psnr_is_met_by_the_largest_tolerance_tried(trained, tmp_path):
-    found = diffcache.tune(trained, PROMPTS, psnr=38, batch_size=2, **CALL)
+    found = diffcache.tune(trained, PROMPTS, psnr=38, seeds=range(4), batch_size=2, **CALL)
     assert found.searched.psnr_assured >= 38 and found.searched.met == 1.0
     assert (found.searched.pictures, found.confirmed.pictures) == (3, 1)
     assert len(found.tried) <= tuning.RUNS
@@ -66,9 +66,28 @@ def test_more_pictures_of_one_spread_assure_more():
     assert tuning.assured(np.full(4, metrics.CAP)) == metrics.CAP
 
 
+def test_without_seeds_prompts_are_repeated_and_unseen_ones_confirm(trained, monkeypatch):
+    monkeypatch.setattr(tuning, "PICTURES", 11)
+    monkeypatch.setattr(tuning, "RUNS", 1)
+    benches, init = [], tuning._Bench.__init__
+
+    def noted(self, trial, *asked):
+        entries = [entry["prompt"] for entry in trial.entries]
+        benches.append(list(zip(entries, trial.seeds, strict=True)))
+        init(self, trial, *asked)
+
+    monkeypatch.setattr(tuning._Bench, "__init__", noted)
+    found = diffcache.tune(trained, PROMPTS, psnr=20, batch_size=8, **CALL)
+    assert (found.searched.pictures, found.confirmed.pictures) == (8, 3)
+    searched, confirmed = benches
+    assert sorted(searched + confirmed) == sorted((PROMPTS[i % 4], i) for i in range(11))
+    assert {prompt for prompt, _ in confirmed} == {PROMPTS[1]}
+    assert PROMPTS[1] not in {prompt for prompt, _ in searched}
+
+
 def test_unseen_pictures_reach_a_psnr_tuned_on_others(trained):
     call = {**CALL, "batch_size": 8}
-    found = diffcache.tune(trained, PROMPTS * 2, psnr=35, **call)
+    found = diffcache.tune(trained, PROMPTS, psnr=35, **call)
     unseen = {"seeds": range(100, 116), "beside": (), **call}
     table = diffcache.compare(trained, PROMPTS * 4, [("adaptive", found.options)], **unseen)
     reached = table.rows[-1].psnr >= 35
@@ -81,7 +100,7 @@ def test_a_psnr_out_of_reach_is_an_error_that_says_what_is_assured(trained, monk
     with pytest.raises(
         ValueError, match=r"psnr=59 was not reached: \d+\.\d dB with tolerance=0.08"
     ):
-        diffcache.tune(trained, PROMPTS[:2], psnr=59, batch_size=1, **CALL)
+        diffcache.tune(trained, PROMPTS[:2], psnr=59, seeds=(0, 1), batch_size=1, **CALL)
 
 
 def test_speed_is_met_by_the_largest_share_tried(trained, monkeypatch):
@@ -103,14 +122,14 @@ def test_speed_is_met_by_the_largest_share_tried(trained, monkeypatch):
 
 def test_what_was_on_the_pipeline_comes_back(trained):
     diffcache.wrap(trained, "interval", every=3)
-    diffcache.tune(trained, PROMPTS[:2], psnr=30, batch_size=1, **CALL)
+    diffcache.tune(trained, PROMPTS[:2], psnr=30, seeds=(0, 1), batch_size=1, **CALL)
     trained("one red circle", **CALL)
     assert diffcache.report(trained).method == "interval"
     diffcache.unwrap(trained)
 
 
 def test_one_prompt_leaves_none_to_confirm(trained):
-    found = diffcache.tune(trained, PROMPTS[:1], psnr=30, batch_size=1, **CALL)
+    found = diffcache.tune(trained, PROMPTS[:1], psnr=30, seeds=[0], batch_size=1, **CALL)
     assert found.confirmed is None and found.searched.pictures == 1
 
 
@@ -142,7 +161,9 @@ def test_a_speed_out_of_reach_is_an_error_that_says_what_was_reached(trained):
 
 def test_where_nothing_can_be_skipped_it_is_said_why(trained):
     with pytest.raises(ValueError, match=r"psnr=40: nothing was skipped .* force=True"):
-        diffcache.tune(trained, PROMPTS[:2], psnr=40, **CALL | {"num_inference_steps": 6})
+        diffcache.tune(
+            trained, PROMPTS[:2], psnr=40, seeds=(0, 1), **CALL | {"num_inference_steps": 6}
+        )
 
 
 def test_where_a_tolerance_computes_everything_larger_ones_are_tried(trained, monkeypatch):
@@ -155,7 +176,7 @@ def test_where_a_tolerance_computes_everything_larger_ones_are_tried(trained, mo
         return found
 
     monkeypatch.setattr(tuning._Bench, "measure", careful)
-    found = diffcache.tune(trained, PROMPTS[:2], psnr=8, batch_size=1, **CALL)
+    found = diffcache.tune(trained, PROMPTS[:2], psnr=8, seeds=(0, 1), batch_size=1, **CALL)
     assert found.options["tolerance"] > 0.08 and found.searched.compute < 1
 
 
