@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffcache import metrics
 from diffcache.methods import find
-from diffcache.predictors import correction, taken_back
+from diffcache.predictors import correction, damped, damping, taken_back
 from diffcache.runtime.timetable import Timetable
 
 ROWS = 32
@@ -23,7 +23,7 @@ TOGETHER = 4
 """Samples whose trees grow side by side."""
 
 PREDICTOR = find("adaptive").predictor
-KEPT = PREDICTOR.anchors
+KEPT = PREDICTOR.anchors + 1
 
 LEAST = 50.0
 """PSNR in dB of the mask that computes all against the pipeline's own pictures."""
@@ -147,14 +147,8 @@ class Tree:
 
     def _forecast(self, level: _Level, step: int) -> Tensor:
         """The forecast from the values that there are."""
-        weights = torch.zeros(len(level.times), KEPT, dtype=torch.float64)
-        known = (~level.times.isnan()).sum(1)
-        for count in range(1, KEPT + 1):
-            rows = known == count
-            t = torch.full((int(rows.sum()),), self.times[step], dtype=torch.float64)
-            weights[rows, :count] = PREDICTOR.coefficients(level.times[rows, :count], t)
-        shape = (*weights.shape, *(1,) * (level.values.ndim - 2))
-        return (level.values * weights.to(level.values.dtype).reshape(shape)).sum(1)
+        now = torch.full((len(level.times),), self.times[step], dtype=torch.float64)
+        return _forecast(level.values[:, :-1], level.times[:, :-1], now, _factors(level))
 
     def _corrected(
         self, level: _Level, computed: Tensor, step: int
@@ -165,10 +159,12 @@ class Tree:
         """
         weights = torch.zeros(len(computed), KEPT + 1)
         ends = torch.zeros(len(computed), dtype=torch.bool)
-        for row, times in enumerate(level.times.tolist()):
+        factors = _factors(level).tolist()
+        for row, times in enumerate(level.times[:, :-1].tolist()):
             known = (self.times[step], *(time for time in times if not isnan(time)))
             if (found := correction(PREDICTOR, self.course, known)) is not None:
-                weights[row, : len(found.sample)] = torch.tensor(found.sample)
+                sample, more = torch.tensor([found.sample, found.damped_sample])
+                weights[row, : len(sample)] = sample + (1 - factors[row]) * more
                 ends[row] = True
         along = (1,) * (computed.ndim - 1)
         values = torch.cat([computed[:, None], level.values], 1)
@@ -212,6 +208,30 @@ class Tree:
             decoded = pipe.vae.decode(some, return_dict=False)[0]
             made.append(pipe.image_processor.postprocess(decoded, output_type="np"))
         return np.concatenate(made)
+
+
+def _forecast(values: Tensor, times: Tensor, now: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Of `values` `[n, K, ...]` at `times` `[n, K]`, what they are expected to be `now` `[n]`."""
+    weights = torch.zeros_like(times)
+    known = (~times.isnan()).sum(1)
+    for count in known.unique().tolist():
+        rows = known == count
+        weights[rows, :count] = PREDICTOR.coefficients(times[rows, :count], now[rows])
+    if factors is not None:
+        weights = damped(weights, factors)
+    along = (1,) * (values.ndim - 2)
+    return (values * weights.to(values.dtype).reshape(*weights.shape, *along)).sum(1)
+
+
+def _factors(level: _Level) -> Tensor:
+    """How far forecasts of all branches go, `[n]` float64."""
+    rows = ~level.times[:, -1].isnan()
+    newest, before = level.values[rows, 0], level.values[rows, 1:]
+    forecast = _forecast(before, level.times[rows, 1:], level.times[rows, 0])
+    moves = (newest - forecast, forecast - before[:, 0], newest - before[:, 0])
+    factors = torch.ones(len(rows), dtype=torch.float64)
+    factors[rows] = damping(*(move.flatten(1).square().sum(1).double() for move in moves))
+    return factors
 
 
 def _with(masks: Tensor, computed: bool) -> Tensor:

@@ -38,26 +38,32 @@ def reach(base, steps):
     return abs(sum(moves)) / NOISE[steps[0]]
 
 
+@pytest.mark.parametrize("damping", [1.0, 0.3, -0.5])
 @pytest.mark.parametrize("course", [ONE_STEP, TWO_STEP])
 @pytest.mark.parametrize("steps", [[5, 2, 1, 0], [7, 3, 2, 0], [4, 2, 1], [3, 1]])
-def test_it_is_what_the_sampler_would_have_done_with_the_interpolated_values(course, steps):
+def test_it_is_what_the_sampler_would_have_done_with_the_interpolated_values(
+    course, steps, damping
+):
     base, values = Kriging(), [t**3 - 2 * t for t in TIMES]
 
-    def gone_through(anchors):
+    def gone_through(anchors, kept=1.0):
         x, before = 3.0, 0.7
         for i in range(steps[1] + 1, steps[0]):
-            clean = x - NOISE[i] * at(values, anchors, i, base)
+            first = values[anchors[0]]
+            clean = x - NOISE[i] * (first + kept * (at(values, anchors, i, base) - first))
             ahead = clean + course.carries[i] * (clean - before)
             x = NOISE[i + 1] / NOISE[i] * x + (1 - NOISE[i + 1] / NOISE[i]) * ahead
             before = clean
         return x, before
 
-    right, wrong = gone_through(steps[:3]), gone_through(steps[1:])
+    right, wrong = gone_through(steps[:3]), gone_through(steps[1:], damping)
     off = found(base, course, steps)
     trust = min(1, 2 - 2 * reach(base, steps))
     assert off.place == steps[0] and (trust < 1) == (steps[0] == 7)
-    for weights, one, other in zip((off.sample, off.clean), right, wrong, strict=True):
-        told = sum(w * values[step] for w, step in zip(weights, steps, strict=True))
+    pairs = ((off.sample, off.damped_sample), (off.clean, off.damped_clean))
+    for (weights, more), one, other in zip(pairs, right, wrong, strict=True):
+        summed = [w + (1 - damping) * m for w, m in zip(weights, more, strict=True)]
+        told = sum(w * values[step] for w, step in zip(summed, steps, strict=True))
         assert told == pytest.approx(trust * (one - other), rel=1e-9)
 
 
