@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,12 @@ class Cell:
 PLAIN = [Cell("unet", name, n) for n in (50, 28, 20) for name in ("ddim", "dpm", "euler")] + [
     Cell("dit", "flow", n) for n in (50, 28, 20)
 ]
+
+
+def prompts() -> list[dict[str, Any]]:
+    """Pairs of `prompt` and `seed`: 64 held out, and 32 to tune on."""
+    path = Path(__file__).parent / "tiny" / "prompts.json"
+    return json.loads(path.read_text())["prompts"]
 
 
 def load(cell: Cell, scheduler: str | None = None) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rows import load
 
 from diffcache import metrics
 
@@ -77,8 +77,7 @@ def kind(family: str) -> Rival | None:
 def newest(path: Path) -> dict[str, Families]:
     """Rows by cell and family, by compute; a later row of one setting replaces an earlier one."""
     latest: dict[tuple, Row] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in load(path):
         if row["family"] in CUT:
             continue
         latest[row["cell"], row["family"], row["setting"]] = row

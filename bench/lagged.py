@@ -6,9 +6,6 @@ share of row-steps; PSNR is against the full run, in float, capped at 60 dB a pi
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import cells
 import numpy as np
 import record
@@ -58,10 +55,8 @@ def measured(cell: Cell, pairs: list[dict], tolerances: tuple[float, ...]) -> li
 def main() -> None:
     """Measures every cell and appends to `results/lagged.jsonl`."""
     torch.set_num_threads(1)
-    path = Path(__file__).parent / "tiny" / "prompts.json"
-    pairs = json.loads(path.read_text())["prompts"][-PROMPTS:]
     for cell in CELLS:
-        record.append("lagged", measured(cell, pairs, TOLERANCES))
+        record.append("lagged", measured(cell, cells.prompts()[-PROMPTS:], TOLERANCES))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import pareto_report
 import record
 import torch
 from candidates import label
-from cells import Cell, arguments, load
+from cells import Cell, arguments, load, prompts
 from oracle_tree import Tree
 
 import diffcache
@@ -121,9 +121,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.report:
-        listed = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"]
         for pipeline in options.pipeline or CELLS:
-            rows = measure(pipeline, listed[: options.samples], options.steps)
+            rows = measure(pipeline, prompts()[: options.samples], options.steps)
             record.append("oracle", rows)
             for row in rows:
                 print(json.dumps(row), flush=True)

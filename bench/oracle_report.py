@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from rows import load
 
 ALLOWED = 2.0
 KINDS = ("oracle", "best fixed mask", "adaptive")
@@ -15,8 +16,7 @@ def newest(path: Path) -> dict[tuple, list[dict]]:
     Bounds that were measured before corrections, beside no newer `adaptive`, are left out.
     """
     latest: dict[tuple, dict] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in load(path):
         point = row.get("setting") if row["kind"] == "adaptive" else row["computed"]
         if point is None:
             continue

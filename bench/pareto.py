@@ -15,7 +15,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -28,7 +29,7 @@ import pareto_report
 import record
 import torch
 from candidates import BATCH, FULL, Candidate, candidates
-from cells import DTYPES, PLAIN, Cell
+from cells import DTYPES, PLAIN, Cell, prompts
 
 HERE = Path(__file__).parent
 COUNTED = BATCH
@@ -65,6 +66,14 @@ class Process:
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
+
+
+@contextmanager
+def running(selection: Iterable[Candidate], threads: int) -> Iterator[dict[str, Process]]:
+    """A live process of each library that the candidates are of."""
+    with ExitStack() as stack:
+        libraries = dict.fromkeys(candidate.library for candidate in selection)
+        yield {name: stack.enter_context(closing(Process(threads))) for name in libraries}
 
 
 class Trial:
@@ -177,19 +186,13 @@ def asked_for(options: argparse.Namespace) -> list[Cell]:
 
 def run(options: argparse.Namespace) -> None:
     """Measures and saves, row by row."""
-    pairs = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"][: options.prompts]
-    wanted = asked_for(options)
+    pairs, wanted = prompts()[: options.prompts], asked_for(options)
     selection = [c for cell in wanted for c in selected(cell, options.family)]
-    libraries = dict.fromkeys(candidate.library for candidate in selection)
-    processes = {library: Process(options.threads) for library in libraries}
-    try:
+    with running(selection, options.threads) as processes:
         for cell in wanted:
             for row in measure(cell, pairs, options.family, processes):
                 record.append("pareto", [row])
                 print(json.dumps(row), flush=True)
-    finally:
-        for process in processes.values():
-            process.close()
 
 
 def main() -> None:

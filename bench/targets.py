@@ -20,6 +20,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import cells
 import numpy as np
 import record
 import targets_report
@@ -218,7 +219,7 @@ def measure(
     parts: list[str], wanted: list[str] | None, prompts: int, few: int, peers: dict[str, int]
 ) -> Iterator[dict]:
     """Rows of the chosen parts, in the wanted cells or in all of the part's."""
-    listed = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"]
+    listed = cells.prompts()
     held, others = listed[:HELD_OUT][:prompts], listed[HELD_OUT:]
     for cell in dict.fromkeys([*ASKED, *SAME]):
         if wanted and cell.name not in wanted:

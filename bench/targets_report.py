@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from rows import load
 
 PARTS = ("compute", "tune", "same", "rows")
 DEFAULT = 0.08
@@ -31,7 +31,7 @@ KEYS = ("part", "cell", "method", "asked", "tuned_on", "by", "rows")
 def newest(path: Path) -> dict[str, list[dict]]:
     """Rows by part; a later row of the same thing replaces an earlier one."""
     latest = {}
-    for row in map(json.loads, path.read_text().splitlines()):
+    for row in load(path):
         latest[tuple(row.get(key) for key in KEYS)] = row
     grouped: dict[str, list[dict]] = {part: [] for part in PARTS}
     for row in latest.values():

@@ -21,11 +21,10 @@ import record
 import timing
 import torch
 from candidates import FULL, PEERS, Candidate, candidates
-from cells import PLAIN, Cell
+from cells import PLAIN, Cell, prompts
 from envelope import FEWER, OURS, RIVALS, Families, chosen, newest, reached
-from pareto import Process
+from pareto import Process, running
 
-HERE = Path(__file__).parent
 CELLS = ("unet-ddim-28", "unet-dpm-28", "dit-flow-28")
 SHARE = 0.50
 
@@ -87,21 +86,16 @@ class Turns:
 def measure(options: argparse.Namespace) -> None:
     """Times and saves the cells that were asked for."""
     grouped = newest(record.RESULTS / "pareto.jsonl")
-    pairs = json.loads((HERE / "tiny" / "prompts.json").read_text())["prompts"][: options.prompts]
+    pairs = prompts()[: options.prompts]
     for cell in (cell for cell in PLAIN if cell.name in (options.cell or CELLS)):
         wanted = settings(grouped[cell.name])
         everything = candidates(cell)
         timed = [c for c in everything if wanted.get(c.family) == c.setting]
         (full,) = (c for c in everything if c.family == FULL)
-        libraries = dict.fromkeys(c.library for c in (full, *timed))
-        processes = {library: Process(options.threads) for library in libraries}
-        turns = Turns(cell, processes, pairs)
-        try:
+        with running((full, *timed), options.threads) as processes:
+            turns = Turns(cell, processes, pairs)
             for _ in range(options.rounds):
                 turns.round(full, timed)
-        finally:
-            for process in processes.values():
-                process.close()
         rows = turns.rows(wanted)
         record.append("walltime", rows)
         for row in rows:
@@ -118,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     measure(options)
-    pareto_report.write(record.RESULTS, HERE.parent / "docs")
+    pareto_report.write(record.RESULTS, Path(__file__).parents[1] / "docs")
 
 
 if __name__ == "__main__":

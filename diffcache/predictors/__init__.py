@@ -3,10 +3,10 @@
 from .base import Predictor
 from .chebyshev import ChebyshevRidge
 from .corrections import Correction, Course, correction, taken_back
-from .damping import damped, damping
 from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
+from .overshoot import damped, damping
 from .taylor import Hermite, Taylor
 
 __all__ = [
