@@ -83,6 +83,14 @@ def test_reader_rejects_other_sizes(scenes):
         scenes.read(np.zeros((32, 32, 3), np.uint8))
 
 
+def test_reader_reads_broken_pictures_too(scenes):
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[10:54, 30:37] = 0
+    image[10:54, 30:37, 0] = 255
+    image[12:54:6, 30:37, 0] = 130
+    assert sum(scenes.read(image).values()) == 1
+
+
 def test_held_out_prompts_are_as_generated(scenes, held_out):
     assert held_out == scenes.held_out(96)
     assert len({text for text, _ in held_out}) == 96

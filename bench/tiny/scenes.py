@@ -242,6 +242,9 @@ def _texture_of(value: np.ndarray, mask: np.ndarray) -> str:
         return "plain"
     counts = inner.sum(1)
     rows = counts >= 4
+    if not rows.any():
+        # So thin an object, as broken pictures have, shows no stripes.
+        return "dotted"
     means = (value * inner).sum(1)[rows] / counts[rows]
     between = np.average((means - value[inner].mean()) ** 2, weights=counts[rows])
     return "striped" if between > 0.6 * value[inner].var() else "dotted"
