@@ -87,11 +87,11 @@ def _add_rows(tensors: Sequence[Tensor], weights: Tensor, total: Tensor) -> Tens
     total.fill_(-0.0)
     shape = (len(tensors), total.shape[0]) + (1,) * (total.ndim - 1)
     columns = weights.t().reshape(shape).unbind(0)
-    # Reading the weights back stalls a CUDA device, but this runs there only without triton.
-    values = weights.t().tolist()
-    for tensor, column, row_values in zip(tensors, columns, values, strict=True):
+    # Reading weights back would stall a device, which this runs on where triton is not.
+    some_zero = (weights == 0).any(0).tolist() if weights.is_cpu else [True] * len(tensors)
+    for tensor, column, with_zero in zip(tensors, columns, some_zero, strict=True):
         tensor = tensor.float()
-        if 0.0 in row_values:
+        if with_zero:
             total.add_((tensor * column).masked_fill_(column == 0, -0.0))
         else:
             total.addcmul_(tensor, column)

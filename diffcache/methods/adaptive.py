@@ -1,6 +1,6 @@
 """diffcache's own method: the measured error of its forecast, spent from a budget.
 
-The cache holds four outputs a guidance branch, and eight guided predictions.
+The cache holds four outputs a guidance branch, and five guided predictions.
 """
 
 from diffcache.policies import ErrorBudget

@@ -121,6 +121,11 @@ class Method:
                 "groups"
             )
 
+    @property
+    def damps(self) -> bool:
+        """Whether forecasts go less far where the last one went the wrong way."""
+        return self.predictor.damps and self.site.keeps_predictions
+
     def on_output(self) -> Method | None:
         """The method on whole outputs, or `ErrorBudget` there; None where it is there already.
 

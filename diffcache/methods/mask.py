@@ -1,7 +1,7 @@
 """Play back given decisions.
 
-The cache holds as many outputs a guidance branch as the predictor has anchors, three by
-default.
+The cache holds what the predictor reads, by default four outputs a guidance branch, and five guided
+predictions.
 """
 
 from diffcache.policies import Mask

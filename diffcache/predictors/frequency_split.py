@@ -65,11 +65,14 @@ class FrequencySplit(Predictor):
         ]
         return torch.stack(weights, 1)
 
-    def predict(self, values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
+    def predict(
+        self, values: Sequence[Tensor], weights: Sequence[Sequence[float]] | Tensor
+    ) -> Tensor:
         newest = values[0]
         if newest.ndim < 4:
             return newest.clone()
-        low, high = sent(torch.tensor(weights, dtype=torch.float32), newest.device).unbind(1)
+        weights = torch.as_tensor(weights, dtype=torch.float32)
+        low, high = sent(weights, newest.device).unbind(1)
         shape = (-1, *[1] * (newest.ndim - 1))
         inside = sent(_low(*newest.shape[-2:]), newest.device)
         gain = torch.where(inside, low.reshape(shape), high.reshape(shape))

@@ -28,6 +28,9 @@ class Composition(Protocol):
     guards: Guards
     lagged: bool
 
+    @property
+    def damps(self) -> bool: ...
+
 
 @dataclass
 class Stage:
@@ -39,6 +42,7 @@ class Stage:
         state: the policy's memory.
         skipped: how many steps in a row each sample has skipped.
         correction: what each sample was last corrected by, `[samples, elements]`, if at all.
+        damps: whether forecasts are damped.
     """
 
     past: History
@@ -46,28 +50,33 @@ class Stage:
     state: State
     skipped: list[int]
     correction: Tensor | None = None
+    damps: bool = False
+    # Nothing until it is asked for, and then what was found.
     _damping: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def of(cls, method: Composition, samples: int) -> Stage:
         """What is known before the first step of a run of so many samples."""
         policy, predictor = method.policy, method.predictor
-        past = History(predictor.anchors + predictor.damps)
+        past = History(predictor.anchors + method.damps)
         collector = collector_for(policy.evidence, samples, predictor, past, method.lagged)
-        return cls(past, collector, policy.init(samples), [0] * samples)
+        state = policy.init(samples)
+        return cls(past, collector, state, [0] * samples, damps=method.damps)
 
-    def keep(self, prediction: Tensor, now: Anchor, rows: Sequence[bool] | None) -> None:
-        """Takes in what a step was made with, where it was computed; None stands for all rows."""
-        self.past.append([prediction], now, rows)
+    def keep(self, prediction: Tensor, now: Anchor, computed: Sequence[bool]) -> None:
+        """Takes in what a step was made with, of the samples that were computed."""
+        # Another batch may have come in the middle of a run.
+        some = len(prediction) == len(computed) and not all(computed)
+        self.past.append([prediction], now, computed if some else None)
         self._damping = ()
 
     def damping(self, predictor: Predictor) -> Tensor | None:
         """By sample, the factor of how far forecasts go from the newest value, `[samples]`.
 
         It is told by the newest value and those before it alone, so that a replay finds the same.
-        None where nothing is damped, or not enough values are known of any sample.
+        None where nothing is damped, or of no sample enough values are known.
         """
-        if not predictor.damps:
+        if not self.damps:
             return None
         if not self._damping:
             self._damping = (self._measured(predictor),)

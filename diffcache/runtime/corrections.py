@@ -72,7 +72,7 @@ class Corrections:
         values = [prediction, *(slot[0] for slot in past.slots)]
         corrections = [each or Correction(place, (), (), (), ()) for each in found]
         moves, clean, *more = (
-            torch.tensor([_padded(weights, len(values)) for weights in column])
+            torch.tensor([_padded(weights, len(values)) for weights in column], dtype=torch.float32)
             for column in zip(*(each[1:] for each in corrections), strict=True)
         )
         if (factors := stage.damping(self.predictor)) is not None:
@@ -87,7 +87,8 @@ class Corrections:
         moves = sent(moves, off.device) * slopes[:, None]
         moves[:, 0] += 1
         for branch in branches:
-            branch.blend(moves.repeat(branch.rows // past.rows, 1))
+            repeated = moves.repeat(branch.rows // past.rows, 1)
+            branch.blend(repeated.to(branch.slots[0][0].device))
         moved = off * slopes.reshape(-1, *[1] * (off.ndim - 1))
         return {
             "model_output": prediction + moved.to(prediction.dtype),

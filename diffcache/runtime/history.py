@@ -159,22 +159,24 @@ class History:
         padded = tuple(weights + (0.0,) * (deepest - len(weights)) for weights, _ in found)
         return padded, [growth for _, growth in found]
 
-    def hindsight(self, predictor: Predictor) -> tuple[Weights | Tensor, list[bool]]:
+    def hindsight(self, predictor: Predictor) -> tuple[tuple[float, ...] | Tensor, list[bool]]:
         """Weights of the values before the newest in its forecast, and which rows have enough.
 
         The weights are `[K]` for all rows, or a tensor `[rows, K]`.
         """
         count = predictor.anchors
         known = [len(anchors) > count for anchors in self.anchors]
-        found = [
-            _outlook(predictor, tuple(anchors[1 : count + 1]), anchors[0])[0]
-            if enough
-            else (0.0,) * count
-            for anchors, enough in zip(
-                self.anchors[: 1 if self.level else None], known, strict=False
-            )
-        ]
-        return found[0] if self.level and found else torch.tensor(found), known
+
+        def weights(row: int) -> tuple[float, ...]:
+            newest, *before = self.anchors[row]
+            return _outlook(predictor, tuple(before[:count]), newest)[0]
+
+        if not any(known):
+            return (), known
+        if self.level:
+            return weights(0), known
+        found = [weights(row) if enough else (0.0,) * count for row, enough in enumerate(known)]
+        return torch.tensor(found, dtype=torch.float32), known
 
     def forecast(
         self, predictor: Predictor, now: Anchor, factors: Tensor | None = None
@@ -186,9 +188,11 @@ class History:
         """
         weights, _ = self.outlook(predictor, now)
         depth = len(weights[0])
-        if factors is not None:
-            by_row = factors.repeat(self.rows // len(factors))
-            weights = damped(sent(torch.tensor(weights), factors.device), by_row)
+        if factors is not None and not self.rows % len(factors):
+            # A scheduler may step on another device than the denoiser's.
+            device = self.slots[0][0].device
+            plain = sent(torch.tensor(weights, dtype=torch.float32), device)
+            weights = damped(plain, factors.to(device).repeat(self.rows // len(factors)))
         return [
             predictor.predict([slot[index] for slot in self.slots[:depth]], weights)
             for index in range(len(self.slots[0]))

@@ -54,7 +54,7 @@ class Run:
         self.corrections: Corrections | None = None
         if self.predictor.corrects and (course := self.timetable.course) is not None:
             self.corrections = Corrections(self.predictor, course)
-        measured = self.predictor.damps or method.policy.evidence is ForecastError
+        measured = method.damps or method.policy.evidence is ForecastError
         self.keeps_past = measured or self.corrections is not None
         self.awaiting: list[Callable[[Tensor], None]] = []
         self._moved: Tensor | None = None
@@ -262,7 +262,7 @@ class Run:
             if self.keeps_past and any(truth):
                 # What is forecast from, and so what a forecast's error is to be measured by.
                 made_with = prediction if self._moved is None else self._moved
-                stage.keep(made_with, self.now, None if all(truth) else truth)
+                stage.keep(made_with, self.now, truth)
         self._moved = None
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
         self.masks.append(mask)

@@ -227,11 +227,8 @@ class Turn:
         wanted = self.rows if rows is None else rows
         return history is not None and history.rows == wanted and history.depth > 0
 
-    def forecast(self, key: Hashable, whole: bool = False) -> list[Tensor]:
-        """Forecasts `[rows, ...]` of what is stored under `key`, in new memory.
-
-        Those of `whole` predictions are damped.
-        """
+    def forecast(self, key: Hashable) -> list[Tensor]:
+        """Forecasts `[rows, ...]` of what is stored under `key`, in new memory."""
         run = self.run
-        factors = run.stage.damping(run.predictor) if whole else None
+        factors = run.stage.damping(run.predictor)
         return self.lane.history(key).forecast(run.predictor, run.now, factors)

@@ -33,10 +33,15 @@ class Site(ABC):
 
     Attributes:
         keeps_differences: whether what is forecast are differences of guidance branches.
+        keeps_predictions: whether what is forecast are whole predictions.
     """
 
     provides: ClassVar[frozenset[type[Evidence]]]
     keeps_differences: ClassVar[bool] = False
+
+    @property
+    def keeps_predictions(self) -> bool:
+        return False
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -31,6 +31,10 @@ class Output(Site):
     residual: bool = False
     provides = frozenset({NoEvidence, ForecastError, LatentChange, PredictedChange})
 
+    @property
+    def keeps_predictions(self) -> bool:
+        return not self.residual
+
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
         return OutputAttachment(denoiser, self.residual)
 
@@ -55,7 +59,7 @@ class OutputAttachment(Attachment):
             if leaves := self._leaves(turn, output) or self._lone(turn, output):
                 self._remember(turn, leaves)
             return output
-        forecast = turn.forecast(self._signal, whole=not self.residual)
+        forecast = turn.forecast(self._signal)
         if self.residual:
             forecast = self._shifted(turn, forecast, 1)
         if "lone" in turn.lane.memory:
