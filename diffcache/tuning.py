@@ -117,7 +117,8 @@ def tune(
 
     How sure a PSNR can be is set by how many pictures there are. Without seeds, prompts are
     repeated in turn until they make `PICTURES`; with seeds there is one picture a prompt, and the
-    fewer there are the more careful the search is.
+    fewer there are the more careful the search is. Pictures of one prompt are taken for
+    independent, which they are not quite: eight prompts were enough (docs/targets.md).
 
     Args:
         pipe: a diffusers pipeline.

@@ -41,12 +41,12 @@ class _Book(NamedTuple):
 class ErrorBudget(Policy):
     """Skips while the error predicted for the skipped steps sums to less than `tolerance`.
 
-    Whenever a step is computed, the forecast that would have replaced it is compared with the
-    truth. For a forecast that is linear in the scheduler's coordinate this is the third-order
-    difference of the latents of AdaptiveDiffusion (arXiv 2410.09873) with the scheduler's own
-    steps divided out; for a quadratic one, the third-order difference of the predictions. From
-    these errors that of the steps that follow is predicted, and a step's weight is how much of it
-    reaches the sample.
+    Whenever a step is computed, the forecast that would have replaced it, undamped, is compared
+    with the truth. For a forecast that is linear in the scheduler's coordinate this is the
+    third-order difference of the latents of AdaptiveDiffusion (arXiv 2410.09873) with the
+    scheduler's own steps divided out; for a quadratic one, the third-order difference of the
+    predictions. From these errors that of the steps that follow is predicted, and a step's weight
+    is how much of it reaches the sample.
 
     Args:
         tolerance: weighted relative error a sample may accumulate between two computed steps, or

@@ -38,7 +38,7 @@ class NothingCollected(Collector):
 
 
 class ForecastErrorCollector(Collector):
-    """The embedded error: guided predictions really computed, against their forecast.
+    """The embedded error: guided predictions really computed, against their undamped forecast.
 
     Error over growth is a rate, which changes slowly; rate times growth is the error predicted for
     a step.
