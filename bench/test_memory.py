@@ -143,12 +143,17 @@ def held(name: str, model: nn.Module, install: Callable[[nn.Module, Any], Any]) 
 @pytest.fixture
 def readable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets values be read from the meta device: all of them are one."""
-    plain = Tensor.cpu
 
-    def cpu(self: Tensor) -> Tensor:
-        return torch.ones(self.shape, dtype=self.dtype) if self.is_meta else plain(self)
+    def reading(name: str) -> Callable[[Tensor], Any]:
+        plain = getattr(Tensor, name)
 
-    monkeypatch.setattr(Tensor, "cpu", cpu)
+        def read(self: Tensor) -> Any:
+            return plain(torch.ones(self.shape, dtype=self.dtype) if self.is_meta else self)
+
+        return read
+
+    for name in ("cpu", "item", "tolist"):
+        monkeypatch.setattr(Tensor, name, reading(name))
 
 
 def candidates(model: nn.Module) -> dict[str, Callable[[nn.Module, Any], Any]]:
