@@ -55,8 +55,9 @@ def measured(cell: Cell, pairs: list[dict], tolerances: tuple[float, ...]) -> li
 def main() -> None:
     """Measures every cell and appends to `results/lagged.jsonl`."""
     torch.set_num_threads(1)
+    pairs = cells.prompts()[-PROMPTS:]
     for cell in CELLS:
-        record.append("lagged", measured(cell, cells.prompts()[-PROMPTS:], TOLERANCES))
+        record.append("lagged", measured(cell, pairs, TOLERANCES))
 
 
 if __name__ == "__main__":

@@ -121,8 +121,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.report:
+        pairs = prompts()[: options.samples]
         for pipeline in options.pipeline or CELLS:
-            rows = measure(pipeline, prompts()[: options.samples], options.steps)
+            rows = measure(pipeline, pairs, options.steps)
             record.append("oracle", rows)
             for row in rows:
                 print(json.dumps(row), flush=True)

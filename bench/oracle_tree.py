@@ -119,7 +119,8 @@ class Tree:
 
     def _next(self, level: _Level, step: int) -> _Level:
         plain = self._computed(level, step)
-        computed, corrected, off = self._corrected(level, plain, step)
+        factors = _factors(level)
+        computed, corrected, off = self._corrected(level, plain, step, factors)
         predicted = torch.cat([computed[:, None], level.values[:, :-1]], 1)
         here = torch.full((len(level.times), 1), self.times[step], dtype=torch.float64)
         done = _Level(
@@ -133,7 +134,8 @@ class Tree:
         parts, outputs = [done], [computed]
         if 0 < step < self.steps - 1:
             parts.append(replace(level, masks=_with(level.masks, False)))
-            outputs.append(self._forecast(level, step))
+            now = torch.full((len(level.times),), self.times[step], dtype=torch.float64)
+            outputs.append(_forecast(level.values[:, :-1], level.times[:, :-1], now, factors))
         both = _Level(
             *(
                 torch.cat([getattr(part, name) for part in parts])
@@ -145,13 +147,8 @@ class Tree:
         ).prev_sample
         return both
 
-    def _forecast(self, level: _Level, step: int) -> Tensor:
-        """The forecast from the values that there are."""
-        now = torch.full((len(level.times),), self.times[step], dtype=torch.float64)
-        return _forecast(level.values[:, :-1], level.times[:, :-1], now, _factors(level))
-
     def _corrected(
-        self, level: _Level, computed: Tensor, step: int
+        self, level: _Level, computed: Tensor, step: int, factors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The prediction and the latents, where a gap ends here as the library corrects them.
 
@@ -159,12 +156,11 @@ class Tree:
         """
         weights = torch.zeros(len(computed), KEPT + 1)
         ends = torch.zeros(len(computed), dtype=torch.bool)
-        factors = _factors(level).tolist()
         for row, times in enumerate(level.times[:, :-1].tolist()):
             known = (self.times[step], *(time for time in times if not isnan(time)))
             if (found := correction(PREDICTOR, self.course, known)) is not None:
                 sample, more = torch.tensor([found.sample, found.damped_sample])
-                weights[row, : len(sample)] = sample + (1 - factors[row]) * more
+                weights[row, : len(sample)] = sample + (1 - float(factors[row])) * more
                 ends[row] = True
         along = (1,) * (computed.ndim - 1)
         values = torch.cat([computed[:, None], level.values], 1)

@@ -83,7 +83,7 @@ def tune_table(rows: list[dict]) -> str:
                 row["cell"],
                 str(row["prompts"]),
                 f"{row['asked']:g} dB",
-                f"{row['tuned_on']} prompts, {row.get('tuned_pictures', row['tuned_on'])} pictures",
+                f"{row['tuned_on']} prompts, {row['tuned_pictures']} pictures",
                 f"{row['tolerance']:.3f}",
                 f"{row['met']:.0%}",
                 f"{row['compute']:.3f}",

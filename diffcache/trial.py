@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,8 +65,8 @@ class Trial:
         self.pipe = pipe
         given = _entries(prompts)
         self.prompts = len(given)
-        again = ceil(pictures / self.prompts) if seeds is None else 1
-        self.entries = (given * again)[: max(pictures, self.prompts)]
+        count = max(pictures, self.prompts) if seeds is None else self.prompts
+        self.entries = list(islice(cycle(given), count))
         self.seeds = _seeds(seeds, len(self.entries))
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} is not a count; try batch_size=4")
