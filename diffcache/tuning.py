@@ -27,7 +27,7 @@ PICTURES = 32
 SHARE = 0.9
 """The share of all pictures, unseen ones too, that shall reach a PSNR."""
 
-CONFIDENCE = 0.9
+CONFIDENCE = 0.95
 """How sure that is to be, judging by the pictures searched on."""
 
 _START = 0.08
@@ -124,7 +124,7 @@ def tune(
         pipe: a diffusers pipeline.
         prompts: as for `diffcache.compare`.
         psnr: dB to the plain picture that nine in ten pictures shall reach, each for itself and
-            unseen ones too: what is searched for is a bound that holds with a confidence of 90 %.
+            unseen ones too: what is searched for is a bound that holds with a confidence of 95 %.
             Gives a `tolerance`.
         speedup: wall time of the plain pipeline over that wanted. Gives a `compute`.
         seeds: one a prompt; 0, 1, 2, … if None.

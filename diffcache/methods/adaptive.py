@@ -1,4 +1,4 @@
-"""diffcache's own method: the measured error of its forecast, spent from a budget.
+"""diffcache's own method: plans by the measured error of its forecast.
 
 The cache holds four outputs a guidance branch, and five guided predictions.
 """
@@ -18,7 +18,7 @@ METHOD = Method(
     guards=Guards(protect=(1, 0), max_consecutive_skips=8),
     name="adaptive",
     kind="by timestep",
-    summary="Spends the measured error of its forecast, a third-order difference, from a budget, "
-    "for each sample on its own.",
+    summary="Plans the run by the measured error of its forecast, a third-order difference, for "
+    "each sample on its own.",
     paper=PAPER,
 )

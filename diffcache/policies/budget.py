@@ -1,26 +1,34 @@
-"""The default policy: the measured error of a forecast, spent from a budget."""
+"""The default policy: what a forecast errs, as measured, against the price of a computed step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from .base import ForecastError, Policy, State, Step, check_number, is_number, per_sample
-from .targets import planned
+from .targets import expected, planned, priced
 
 # How many samples may wait for a step for each that else were computed for nothing. Waiting too
 # costs; docs/design.md has what more and less give.
 _PATIENCE = 0.3
 
+# What a sample errs over what is expected of it, as it mostly is in the middle of a run. Who errs
+# less is believed half-way, on a log scale. docs/design.md has what more and less give.
+_USUAL = 0.5
+
+# Where the error of a gap grows as the square of its length, one more computed step saves so many
+# times the squared error that each gap has, and is worth as much.
+_WORTH = 3.0
+
 QUALITIES = {"high": 0.03, "balanced": 0.08, "fast": 0.3}
 
 
 class _Book(NamedTuple):
-    """What is known of a sample where a share of the run is asked for.
+    """Which steps of a sample were computed.
 
     Attributes:
         first: the first step seen.
@@ -39,26 +47,29 @@ class _Book(NamedTuple):
 
 @dataclass(frozen=True)
 class ErrorBudget(Policy):
-    """Skips while the error predicted for the skipped steps sums to less than `tolerance`.
+    """Plans the run anew at each step, for gaps of skipped steps that err about `tolerance`.
 
     Whenever a step is computed, the forecast that would have replaced it, undamped, is compared
     with the truth. For a forecast that is linear in the scheduler's coordinate this is the
     third-order difference of the latents of AdaptiveDiffusion (arXiv 2410.09873) with the
     scheduler's own steps divided out; for a quadratic one, the third-order difference of the
-    predictions. From these errors that of the steps that follow is predicted, and a step's weight
-    is how much of it reaches the sample.
+    predictions. How much more or less a sample errs than is expected of any says what its gaps
+    cost, and so how many steps are worth computing for it; the plan says which, and never skips
+    more than twenty in a row. A step's weight is how much of an error reaches the sample. What is
+    expected is what kriging expects, whatever forecasts the run.
 
     Args:
-        tolerance: weighted relative error a sample may accumulate between two computed steps, or
-            one such number a sample; None or 0 computes every step. A tolerance, a quality and a
-            share are targets, of which `Method.configured` puts one in place of another.
+        tolerance: about the weighted relative error that a sample may accumulate between two
+            computed steps, less where it errs less than usual; or one such number a sample. None
+            or 0 computes every step. A tolerance, a quality and a share are targets, of which
+            `Method.configured` puts one in place of another.
         quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
-        compute: the share of a run's steps to compute, in place of a tolerance: each sample spends
-            what makes its steps last exactly to the end.
+        compute: the share of a run's steps to compute, in place of a tolerance; a sample's plan
+            makes them last exactly to the end.
         compute_rows: the sizes of a part of the batch that may be computed, one or several. Where
-            a step has to compute another number of samples, those that are furthest through their
-            tolerance fill it up to the next size; or some wait for a step, where few have to for
-            the size below. The denoiser sees no other batch size.
+            a step has to compute another number of samples, those that gain most by it fill it up
+            to the next size; or some wait for a step, where few have to for the size below. The
+            denoiser sees no other batch size.
 
     Raises:
         ValueError: a number out of range, or two targets.
@@ -106,42 +117,31 @@ class ErrorBudget(Policy):
     def init(self, samples: int) -> State:
         tolerance = self.tolerance if self.quality is None else QUALITIES[self.quality]
         given = per_sample("tolerance", tolerance, samples)
-        return {"tolerance": given, "spent": [0.0] * samples, "books": [None] * samples}
+        # By sample, what it gains where the step is computed, in prices of a step, or with a share
+        # in errors; inf where nothing says what it would lose, or where nothing may be lost.
+        gains = [inf] * samples
+        return {"tolerance": given, "gains": gains, "books": [None] * samples}
 
     def decide(self, step: Step, evidence: ForecastError, state: State) -> tuple[list[bool], State]:
-        weight, spent, wanted = step.weight, [], []
-        samples = zip(state["spent"], evidence.predicted, state["tolerance"], strict=True)
-        for before, error, tolerance in samples:
-            total = before + weight * error
-            spent.append(total)
-            # Asked this way round, an error that cannot be predicted (NaN) computes.
-            wanted.append(not total < tolerance)
-        state = {**state, "spent": spent}
+        books = state["books"]
         if self.compute is not None:
-            wanted = self._planned(step, state["books"])
-        return wanted, state
+            gains = [error if error < inf else inf for error in evidence.predicted]
+            return self._planned(step, books), {**state, "gains": gains}
+        asked = zip(books, evidence.predicted, state["tolerance"], strict=True)
+        gains = [_gain(step, *each) for each in asked]
+        return [gain >= 0 for gain in gains], {**state, "gains": gains}
 
     def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
-        spent = [0.0] * len(computed)
-        if not all(computed):
-            pairs = zip(state["spent"], computed, strict=True)
-            spent = [0.0 if renewed else total for total, renewed in pairs]
-        state = {**state, "spent": spent}
-        if self.compute is not None:
-            books = zip(state["books"], computed, strict=True)
-            state["books"] = [_entered(book, step.index, renewed) for book, renewed in books]
-        return state
+        books = zip(state["books"], computed, strict=True)
+        return {**state, "books": [_entered(book, step.index, renewed) for book, renewed in books]}
 
     def fill(self, mask: list[bool], must: Sequence[bool], state: State) -> list[bool]:
         if self.compute_rows is None or not any(mask):
             return mask
         ranks = []
-        spent, tolerance = state["spent"], state["tolerance"]
-        for want, need, off, limit in zip(mask, must, spent, tolerance, strict=True):
-            # What cannot be predicted (NaN) and what tolerates nothing are in no place to wait.
-            through = off / limit if off < inf and limit else inf
-            urgent = need or through == inf or self.compute is not None
-            ranks.append((want and urgent, want, through))
+        for want, need, gain in zip(mask, must, state["gains"], strict=True):
+            urgent = need or gain == inf or self.compute is not None
+            ranks.append((want and urgent, want, gain))
         size = self._size(sum(mask), sum(urgent for urgent, *_ in ranks), len(mask))
         chosen = sorted(range(len(mask)), key=ranks.__getitem__, reverse=True)[:size]
         return [sample in chosen for sample in range(len(mask))]
@@ -165,11 +165,33 @@ class ErrorBudget(Policy):
         return [wanted[book] for book in books]
 
     def _computes(self, step: Step, book: _Book) -> bool:
-        # A sampler that evaluates twice a step has a state for each evaluation.
-        stride = (step.index - book.first) // book.seen
+        stride = _stride(step, book)
         count = round(self.compute * len(step.grid.times[book.first :: stride]))
         plan = planned(step.grid, book.first, stride, count)
         return plan.computes(book.seen, count - book.computed, book.newest, book.older)
+
+
+def _stride(step: Step, book: _Book) -> int:
+    # A sampler that evaluates twice a step has a state for each evaluation.
+    return (step.index - book.first) // book.seen
+
+
+def _gain(step: Step, book: _Book | None, error: float, tolerance: float) -> float:
+    """What a sample gains where `step` is computed, of which a forecast would err by `error`."""
+    # Asked this way round, an error that cannot be predicted (NaN) computes.
+    if not (error < inf and tolerance) or book is None or step.grid is None:
+        return inf
+    gaps = expected(step.grid, book.first, _stride(step, book))
+    # A loop may go on after the steps that its scheduler has.
+    if book.seen >= gaps.steps or book.seen - book.newest > gaps.longest:
+        return inf
+    usual = gaps.error(book.seen, book.newest, book.older)
+    if error and not usual:
+        return inf
+    over = error / usual if error else 0.0
+    believed = max(over, sqrt(_USUAL * over))
+    price = _WORTH * (tolerance / believed) * (tolerance / believed) if believed else inf
+    return priced(gaps, price).gain(book.seen, book.newest, book.older)
 
 
 def _entered(book: _Book | None, index: int, computed: bool) -> _Book:

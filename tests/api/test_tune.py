@@ -45,9 +45,9 @@ def test_what_is_assured_holds_as_often_as_is_promised(count, mean, deviation):
     draws = np.random.default_rng(0).normal(mean, deviation, (2000, count))
     reached = mean - 1.2816 * deviation
     bounds = np.array([tuning.assured(draw) for draw in draws])
-    assert (bounds <= reached).mean() >= 0.85
+    assert (bounds <= reached).mean() >= 0.9
     # And is not bought with a bound far below.
-    assert reached - bounds.mean() < 2.2 * deviation / np.sqrt(count) + 2
+    assert reached - bounds.mean() < 2.7 * deviation / np.sqrt(count) + 2
 
 
 def test_a_picture_that_turns_out_another_one_is_one_picture():
@@ -122,14 +122,14 @@ def test_speed_is_met_by_the_largest_share_tried(trained, monkeypatch):
 
 def test_what_was_on_the_pipeline_comes_back(trained):
     diffcache.wrap(trained, "interval", every=3)
-    diffcache.tune(trained, PROMPTS[:2], psnr=30, seeds=(0, 1), batch_size=1, **CALL)
+    diffcache.tune(trained, PROMPTS[:2], psnr=20, seeds=(0, 1), batch_size=1, **CALL)
     trained("one red circle", **CALL)
     assert diffcache.report(trained).method == "interval"
     diffcache.unwrap(trained)
 
 
 def test_one_prompt_leaves_none_to_confirm(trained):
-    found = diffcache.tune(trained, PROMPTS[:1], psnr=30, seeds=[0], batch_size=1, **CALL)
+    found = diffcache.tune(trained, PROMPTS[:1], psnr=20, seeds=[0], batch_size=1, **CALL)
     assert found.confirmed is None and found.searched.pictures == 1
 
 
@@ -176,7 +176,7 @@ def test_where_a_tolerance_computes_everything_larger_ones_are_tried(trained, mo
         return found
 
     monkeypatch.setattr(tuning._Bench, "measure", careful)
-    found = diffcache.tune(trained, PROMPTS[:2], psnr=8, seeds=(0, 1), batch_size=1, **CALL)
+    found = diffcache.tune(trained, PROMPTS[:2], psnr=2, seeds=(0, 1), batch_size=1, **CALL)
     assert found.options["tolerance"] > 0.08 and found.searched.compute < 1
 
 

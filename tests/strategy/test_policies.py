@@ -6,8 +6,6 @@ import torch
 from diffcache.policies import (
     AccumulatedPrediction,
     AccumulatedProbe,
-    ErrorBudget,
-    ForecastError,
     GrowingInterval,
     Interval,
     LatentChange,
@@ -27,56 +25,6 @@ STEP = Step(5, 50)
 
 def vector(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def predicting(*errors: float) -> ForecastError:
-    return ForecastError(errors)
-
-
-def test_budget_computes_while_an_error_cannot_be_predicted():
-    policy = ErrorBudget(tolerance=100.0)
-    mask, _ = policy.decide(STEP, predicting(float("nan"), 1.0), policy.init(2))
-    assert mask == [True, False]
-
-
-def test_budget_spends_predicted_errors_until_the_tolerance():
-    policy = ErrorBudget(tolerance=0.1)
-    state, masks = policy.init(1), []
-    for error in (0.02, 0.03, 0.04, 0.02):
-        mask, state = policy.decide(STEP, predicting(error), state)
-        masks += mask
-    assert masks == [False, False, False, True]
-
-
-def test_budget_charges_a_step_by_how_far_it_moves_the_sample():
-    policy = ErrorBudget(tolerance=0.1)
-    state = policy.init(1)
-    assert policy.decide(Step(5, 50, weight=1.0), predicting(0.06), state)[0] == [False]
-    assert policy.decide(Step(5, 50, weight=2.0), predicting(0.06), state)[0] == [True]
-
-
-def test_budget_starts_afresh_for_the_samples_that_were_computed():
-    policy = ErrorBudget(tolerance=0.1)
-    _, state = policy.decide(STEP, predicting(0.08, 0.08), policy.init(2))
-    state = policy.observe(STEP, vector(0.0, 0.0), [True, False], state)
-    mask, _ = policy.decide(STEP, predicting(0.04, 0.04), state)
-    assert mask == [False, True]
-
-
-def test_budget_has_a_tolerance_for_each_sample_and_none_computes():
-    policy = ErrorBudget(tolerance=(0.5, 0.01, None))
-    mask, _ = policy.decide(STEP, predicting(0.02, 0.02, 0.02), policy.init(3))
-    assert mask == [False, True, True]
-
-
-def test_budget_of_zero_computes_even_where_the_error_is_zero():
-    policy = ErrorBudget(tolerance=0.0)
-    assert policy.decide(STEP, predicting(0.0), policy.init(1))[0] == [True]
-
-
-def test_tolerances_of_another_count_than_the_samples_are_named():
-    with pytest.raises(ValueError, match=r"tolerance=\[0.1, 0.2\] has 2 entries for a batch of 3"):
-        ErrorBudget(tolerance=(0.1, 0.2)).init(3)
 
 
 @pytest.mark.parametrize(

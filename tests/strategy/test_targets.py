@@ -8,8 +8,11 @@ import torch
 
 from diffcache.policies import ErrorBudget, ForecastError, Gated, Grid, Interval, Mask, Step
 from diffcache.policies.budget import QUALITIES
+from diffcache.policies.planning import Gaps
+from diffcache.policies.targets import priced
+from diffcache.predictors import Kriging
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def grid(steps: int, seed: int, protect: tuple[int, int] = (3, 1), cap: float = 8) -> Grid:
@@ -126,8 +129,8 @@ def test_the_denoiser_sees_the_given_sizes_alone():
     assert {2, 5} <= sizes <= {0, 2, 5, 8}
 
 
-def filled(policy, mask, spent, must=()):
-    state = policy.init(len(mask)) | {"spent": spent}
+def filled(policy, mask, gains, must=()):
+    state = policy.init(len(mask)) | {"gains": gains}
     return policy.fill(mask, must or [False] * len(mask), state)
 
 
@@ -143,16 +146,14 @@ def test_the_smallest_size_that_holds_all_is_taken_unless_few_have_to_wait(wante
     assert alike == found
 
 
-def test_who_waits_is_least_far_through_its_tolerance():
-    policy = ErrorBudget(compute_rows=2, tolerance=(0.1, 0.5, *[0.1] * 6))
-    mask, spent = [True] * 3 + [False] * 5, [0.2, 0.8, 0.3] + [0.0] * 5
-    assert filled(policy, mask, spent) == [True, False, True, *[False] * 5]
-    for cannot in ({"spent": [0.2, NAN, *spent[2:]]}, {"must": [False, True, *[False] * 6]}):
-        found = filled(policy, mask, **({"spent": spent} | cannot))
+def test_who_waits_gains_least():
+    policy = ErrorBudget(compute_rows=2)
+    mask, gains = [True] * 3 + [False] * 5, [2.0, 1.6, 3.0] + [-1.0] * 5
+    assert filled(policy, mask, gains) == [True, False, True, *[False] * 5]
+    for cannot in ({"gains": [2.0, INF, *gains[2:]]}, {"must": [False, True, *[False] * 6]}):
+        found = filled(policy, mask, **({"gains": gains} | cannot))
         assert found == [False, True, True, *[False] * 5]
-    nothing = ErrorBudget(compute_rows=2, tolerance=(0.1, None, *[0.1] * 6))
-    assert filled(nothing, mask, spent) == [False, True, True, *[False] * 5]
-    assert filled(policy, mask, spent, must=mask) == [True] * 8
+    assert filled(policy, mask, gains, must=mask) == [True] * 8
 
 
 def test_row_counts_are_those_of_the_parts():
@@ -163,16 +164,73 @@ def test_row_counts_are_those_of_the_parts():
     assert Mask([[True], [False]]).row_counts(3) == (0, 3)
 
 
-def test_the_part_is_filled_with_the_largest_errors():
+def test_the_part_is_filled_with_the_largest_gains():
     policy = ErrorBudget(compute_rows=3)
     wanted = [False, False, True, False, False]
     assert filled(policy, wanted, [0.1, 0.5, 0.3, 0.4, 0.0]) == [False, True, True, True, False]
     # An error that cannot be predicted comes first of those that need not be computed.
-    for spent in ([NAN, 0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, NAN, 0.0]):
-        found = filled(policy, [False] * 4 + [True], spent)
-        assert found == [x in (NAN, 0.5) for x in spent[:4]] + [True]
-    assert filled(policy, [False] * 5, [NAN] * 5) == [False] * 5
-    assert filled(policy, [True] * 5, [NAN] * 5) == [True] * 5
+    for gains in ([INF, 0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, INF, 0.0]):
+        found = filled(policy, [False] * 4 + [True], gains)
+        assert found == [x in (INF, 0.5) for x in gains[:4]] + [True]
+    assert filled(policy, [False] * 5, [INF] * 5) == [False] * 5
+    assert filled(policy, [True] * 5, [INF] * 5) == [True] * 5
+
+
+@pytest.mark.parametrize("options", [{}, {"compute": 0.5}])
+def test_what_cannot_be_predicted_comes_first(options):
+    policy, plan = ErrorBudget(compute_rows=2, **options), grid(20, 1)
+    state = policy.init(3)
+    for i in range(3):
+        state = policy.observe(Step(i, 20, grid=plan), torch.zeros(3).double(), [True] * 3, state)
+    _, state = policy.decide(Step(3, 20, grid=plan), ForecastError([1e-9, NAN, 1e-8]), state)
+    low, unknown, high = state["gains"]
+    assert low < high < unknown == INF
+
+
+def test_a_sample_follows_the_cheapest_plan_at_its_own_price():
+    plan, tolerance, counts = grid(9, 4, protect=(1, 0)), 0.2, []
+    gaps = Gaps(*_kriging(plan), longest=8, first=0.42)
+    for rate in (0.005, 0.05, 0.5, 5.0):
+        policy, computed = ErrorBudget(tolerance=tolerance), [0]
+        # Less than a usual rate of 0.5 is believed half-way, on a log scale.
+        believed = rate if rate > 0.5 else (0.5 * rate) ** 0.5
+        own = priced(gaps, 3 * (tolerance / believed) ** 2)
+        state = policy.init(1)
+        for i in range(9):
+            step, older = Step(i, 9, grid=plan), computed[max(len(computed) - 2, 0)]
+            error = gaps.error(i, computed[-1], older) * rate if i > 1 else NAN
+            mask, state = policy.decide(step, ForecastError([error]), state)
+            assert mask == [i < 2 or own.gain(i, computed[-1], older) >= 0]
+            state = policy.observe(step, torch.zeros(1).double(), mask, state)
+            computed += [i] if i and all(mask) else []
+        counts.append(len(computed))
+    assert counts[0] < counts[-1] and counts == sorted(counts)
+
+
+def test_each_evaluation_of_a_step_has_a_plan_of_its_own():
+    plan, policy = grid(39, 6, protect=(1, 0)), ErrorBudget(tolerance=0.3)
+    errors = [random.Random(i).uniform(0.01, 0.4) for i in range(39)]
+    masks = []
+    for first, stride in ((0, 2), (1, 2)):
+        own = Grid(*(part[first::stride] for part in (plan.times, plan.weights, plan.protected)), 8)
+        for steps, total in ((plan, 39), (own, len(own.times))):
+            state, mask = policy.init(1), []
+            for place in range(len(own.times)):
+                index = place if steps is own else first + stride * place
+                step = Step(index, total, grid=steps)
+                known = ForecastError([errors[place] if place > 1 else NAN])
+                wanted, state = policy.decide(step, known, state)
+                state = policy.observe(step, torch.zeros(1).double(), wanted, state)
+                mask += wanted
+            masks.append(mask)
+    assert masks[0] == masks[1] and masks[2] == masks[3] and not all(masks[0])
+
+
+def _kriging(plan: Grid):
+    times = torch.tensor(plan.times, dtype=torch.float64)
+    weights = [*plan.weights[:-2], 2 * plan.weights[-2], plan.weights[-1]]
+    gram = Kriging().covariance(times[:, None] - times[None, :])
+    return gram, plan.times, weights, Kriging(), plan.protected
 
 
 def test_qualities_are_tolerances_by_name():
