@@ -86,7 +86,7 @@ class Plan:
     """
 
     def __init__(self, gaps: Gaps, most: int) -> None:
-        self.gaps, self.steps = gaps, gaps.steps
+        self.gaps = gaps
         steps, longest, costs = gaps.steps, gaps.longest, gaps.costs
         # By left, newest and back: the least cost from newest on with `left` more to compute.
         self._ahead = np.full((min(most, steps) + 1, steps, longest + 2), inf)
@@ -108,7 +108,8 @@ class Plan:
             newest: the last computed step.
             older: the one computed before it; `newest` where there is none.
         """
-        left = min(left, self.steps - step)
+        steps = self.gaps.steps
+        left = min(left, steps - step)
         if left <= 0:
             return False
         gaps = self.gaps.open(step, newest)
@@ -116,7 +117,7 @@ class Plan:
         found = self.gaps.costs[newest, self.gaps.back(newest, older), gaps] + ahead
         if not np.isfinite(found).any():
             # So few do not suffice for the gaps that plans have; they are spread evenly.
-            return (step - newest) * (left + 1) >= self.steps - newest
+            return (step - newest) * (left + 1) >= steps - newest
         return int(found.argmin()) == 0
 
 

@@ -23,7 +23,7 @@ def run(steps: int, seed: int) -> tuple[torch.Tensor, tuple[float, ...], tuple[f
 def followed(plan: Plan, count: int, *computed: int) -> tuple[int, ...]:
     """The `count` steps that are computed by `plan`, of which the first ones were in any case."""
     computed = [0, *computed]
-    for step in range(computed[-1] + 1, plan.steps):
+    for step in range(computed[-1] + 1, plan.gaps.steps):
         older = computed[-2] if len(computed) > 1 else computed[-1]
         if plan.computes(step, count - len(computed), computed[-1], older):
             computed.append(step)

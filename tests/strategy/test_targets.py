@@ -187,6 +187,18 @@ def test_what_cannot_be_predicted_comes_first(options):
     assert low < high < unknown == INF
 
 
+def test_what_tolerates_nothing_does_not_wait():
+    policy = ErrorBudget(compute_rows=2, tolerance=(1e-5, None, *[1e-5] * 6))
+    plan, state = grid(20, 1, protect=(1, 0)), policy.init(8)
+    for i in range(3):
+        state = policy.observe(Step(i, 20, grid=plan), torch.zeros(8).double(), [True] * 8, state)
+    errors = [0.2, 0.1, 0.8, *[0.0] * 5]
+    mask, state = policy.decide(Step(3, 20, grid=plan), ForecastError(errors), state)
+    assert mask == [True] * 3 + [False] * 5 and state["gains"][0] < state["gains"][2] < INF
+    # One of three waits, and it is the one that gains least.
+    assert policy.fill(mask, [False] * 8, state) == [False, True, True, *[False] * 5]
+
+
 def test_a_sample_follows_the_cheapest_plan_at_its_own_price():
     plan, tolerance, counts = grid(9, 4, protect=(1, 0)), 0.2, []
     gaps = Gaps(*_kriging(plan), longest=8, first=0.42)
