@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import exp, inf, log, sqrt
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from .base import ForecastError, Policy, State, Step, check_number, is_number, per_sample
+from .planning import Gaps
 from .targets import expected, planned, priced
 
-# How many samples may wait for a step for each that else were computed for nothing. Waiting too
-# costs; docs/design.md has what more and less give.
-_PATIENCE = 0.3
+# What each of the samples that fill a part of the batch has to gain in the mean, in prices of a
+# step, for who waits may yet meet others. docs/design.md has what more and less give.
+_WAITS = 0.1
+
+# How far the rate of a sample is drawn to the batch's where a part of the batch is computed, on a
+# log scale, so that samples meet.
+_TOGETHER = 0.5
 
 # What a sample errs over what is expected of it, as it mostly is in the middle of a run. Who errs
 # less is believed half-way, on a log scale. docs/design.md has what more and less give.
@@ -45,6 +50,18 @@ class _Book(NamedTuple):
     older: int
 
 
+class _Rated(NamedTuple):
+    """What is expected of a sample.
+
+    Attributes:
+        gaps: what they cost, as expected of any.
+        rate: how many times as much as expected it is believed to err.
+    """
+
+    gaps: Gaps
+    rate: float
+
+
 @dataclass(frozen=True)
 class ErrorBudget(Policy):
     """Plans the run anew at each step, for gaps of skipped steps that err about `tolerance`.
@@ -66,10 +83,10 @@ class ErrorBudget(Policy):
         quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
         compute: the share of a run's steps to compute, in place of a tolerance; a sample's plan
             makes them last exactly to the end.
-        compute_rows: the sizes of a part of the batch that may be computed, one or several. Where
-            a step has to compute another number of samples, those that gain most by it fill it up
-            to the next size; or some wait for a step, where few have to for the size below. The
-            denoiser sees no other batch size.
+        compute_rows: the sizes of a part of the batch that may be computed, one or several; the
+            denoiser sees no other batch size. With a tolerance, a step computes as many samples as
+            gain most by it together, and others wait; with a share, those that gain most fill the
+            part up to the next size. To meet, samples follow half of what the others err.
 
     Raises:
         ValueError: a number out of range, or two targets.
@@ -127,8 +144,11 @@ class ErrorBudget(Policy):
         if self.compute is not None:
             gains = [error if error < inf else inf for error in evidence.predicted]
             return self._planned(step, books), {**state, "gains": gains}
-        asked = zip(books, evidence.predicted, state["tolerance"], strict=True)
-        gains = [_gain(step, *each) for each in asked]
+        rated = [_rated(step, *each) for each in zip(books, evidence.predicted, strict=True)]
+        if self.compute_rows is not None:
+            rated = _drawn_together(rated)
+        asked = zip(rated, books, state["tolerance"], strict=True)
+        gains = [_gain(*each) for each in asked]
         return [gain >= 0 for gain in gains], {**state, "gains": gains}
 
     def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
@@ -138,21 +158,19 @@ class ErrorBudget(Policy):
     def fill(self, mask: list[bool], must: Sequence[bool], state: State) -> list[bool]:
         if self.compute_rows is None or not any(mask):
             return mask
-        ranks = []
-        for want, need, gain in zip(mask, must, state["gains"], strict=True):
-            urgent = need or gain == inf or self.compute is not None
-            ranks.append((want and urgent, want, gain))
-        size = self._size(sum(mask), sum(urgent for urgent, *_ in ranks), len(mask))
-        chosen = sorted(range(len(mask)), key=ranks.__getitem__, reverse=True)[:size]
-        return [sample in chosen for sample in range(len(mask))]
-
-    def _size(self, wanted: int, urgent: int, samples: int) -> int:
-        """How many of `samples` to compute where `wanted` are to be, and `urgent` of them now."""
-        sizes = self.row_counts(samples)
-        more = min(size for size in sizes if size >= wanted)
-        fewer = max(size for size in sizes if size <= wanted)
-        waits = wanted - fewer <= _PATIENCE * (more - wanted)
-        return fewer if fewer and fewer >= urgent and waits else more
+        gains, shares = state["gains"], self.compute is not None
+        urgent = [
+            want and (need or shares or gain == inf)
+            for want, need, gain in zip(mask, must, gains, strict=True)
+        ]
+        ranked = sorted(range(len(mask)), key=lambda i: (urgent[i], gains[i]), reverse=True)
+        least = sum(urgent)
+        sizes = [size for size in self.row_counts(len(mask)) if size >= least]
+        if shares:
+            size = sizes[0]
+        else:
+            size = max(sizes, key=lambda n: sum(gains[i] - _WAITS for i in ranked[least:n]))
+        return [sample in ranked[:size] for sample in range(len(mask))]
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
         if self.compute_rows is None:
@@ -176,21 +194,43 @@ def _stride(step: Step, book: _Book) -> int:
     return (step.index - book.first) // book.seen
 
 
-def _gain(step: Step, book: _Book | None, error: float, tolerance: float) -> float:
-    """What a sample gains where `step` is computed, of which a forecast would err by `error`."""
+def _rated(step: Step, book: _Book | None, error: float) -> _Rated | None:
+    """What is expected of a sample, of which a forecast of `step` would err by `error`.
+
+    None where nothing says what it would lose if the step were skipped.
+    """
     # Asked this way round, an error that cannot be predicted (NaN) computes.
-    if not (error < inf and tolerance) or book is None or step.grid is None:
-        return inf
+    if not error < inf or book is None or step.grid is None:
+        return None
     gaps = expected(step.grid, book.first, _stride(step, book))
     # A loop may go on after the steps that its scheduler has.
     if book.seen >= gaps.steps or book.seen - book.newest > gaps.longest:
-        return inf
+        return None
     usual = gaps.error(book.seen, book.newest, book.older)
     if error and not usual:
-        return inf
+        return None
     over = error / usual if error else 0.0
-    believed = max(over, sqrt(_USUAL * over))
-    price = _WORTH * (tolerance / believed) * (tolerance / believed) if believed else inf
+    return _Rated(gaps, max(over, sqrt(_USUAL * over)))
+
+
+def _drawn_together(rated: list[_Rated | None]) -> list[_Rated | None]:
+    """What is `rated`, each that errs drawn to the geometric mean of those that do."""
+    logs = [log(each.rate) for each in rated if each and each.rate]
+    if not logs:
+        return rated
+    middle = exp(sum(logs) / len(logs))
+    return [
+        each and each._replace(rate=each.rate ** (1 - _TOGETHER) * middle**_TOGETHER)
+        for each in rated
+    ]
+
+
+def _gain(rated: _Rated | None, book: _Book, tolerance: float) -> float:
+    """What a sample gains where a step is computed, in prices of it."""
+    if rated is None or not tolerance:
+        return inf
+    gaps, rate = rated
+    price = _WORTH * (tolerance / rate) * (tolerance / rate) if rate else inf
     return priced(gaps, price).gain(book.seen, book.newest, book.older)
 
 

@@ -7,6 +7,8 @@ import torch
 
 from diffcache.policies import ErrorBudget, ForecastError, Grid, Step
 
+NAN, INF = float("nan"), float("inf")
+
 
 def vector(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
@@ -140,3 +142,89 @@ def test_it_computes_steps_beyond_those_of_the_scheduler():
 def test_tolerances_of_another_count_than_the_samples_are_named():
     with pytest.raises(ValueError, match=r"tolerance=\[0.1, 0.2\] has 2 entries for a batch of 3"):
         ErrorBudget(tolerance=(0.1, 0.2)).init(3)
+
+
+def filled(policy, mask, gains, must=()):
+    state = policy.init(len(mask)) | {"gains": gains}
+    return policy.fill(mask, must or [False] * len(mask), state)
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 9), (9, 9)])
+def test_the_smallest_size_that_holds_who_cannot_wait_is_taken(wanted, size):
+    mask = [sample < wanted for sample in range(9)]
+    found = filled(ErrorBudget(compute_rows=(2, 4)), mask, [0.0] * 9, must=mask)
+    assert all(found[:wanted]) and sum(found) == size
+    alike = filled(ErrorBudget(compute_rows=(2, 4), compute=0.5), mask, [0.0] * 9)
+    assert alike == found
+
+
+@pytest.mark.parametrize(
+    ("gains", "size"),
+    [
+        ([0.5, -0.2, -0.5, -0.5], 2),  # one gains more than another loses
+        ([0.3, -0.2, -0.5, -0.5], 0),  # and so little that it is not worth a part
+        ([0.5, 0.3, 0.4, -0.4], 2),  # two more together lose
+        ([0.5, 0.6, 0.7, -0.2], 4),  # or gain
+        ([0.15, 0.15, -0.5, -0.5], 2),
+        ([0.05, 0.05, 0.05, 0.05], 0),
+    ],
+)
+def test_a_step_computes_as_many_as_gain_most_together(gains, size):
+    found = filled(ErrorBudget(compute_rows=2), [gain >= 0 for gain in gains], gains)
+    chosen = sorted(gains, reverse=True)[:size]
+    assert sum(found) == size and all(gains[i] in chosen for i in range(4) if found[i])
+
+
+def test_who_waits_gains_least():
+    policy = ErrorBudget(compute_rows=2)
+    mask, gains = [True] * 3 + [False] * 5, [2.0, 1.6, 3.0] + [-1.0] * 5
+    assert filled(policy, mask, gains) == [True, False, True, *[False] * 5]
+    for cannot in ({"gains": [2.0, INF, *gains[2:]]}, {"must": [False, True, *[False] * 6]}):
+        found = filled(policy, mask, **({"gains": gains} | cannot))
+        assert found == [False, True, True, *[False] * 5]
+    assert filled(policy, mask, gains, must=mask) == [True] * 8
+
+
+def test_the_part_is_filled_with_the_largest_gains():
+    policy = ErrorBudget(compute_rows=3)
+    wanted = [False, False, True, False, False]
+    found = filled(policy, wanted, [-0.3, -0.1, 0.8, -0.2, -0.4])
+    assert found == [False, True, True, True, False]
+    # An error that cannot be predicted comes first of those that need not be computed.
+    shared = ErrorBudget(compute_rows=3, compute=0.5)
+    for gains in ([INF, 0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, INF, 0.0]):
+        found = filled(shared, [False] * 4 + [True], gains)
+        assert found == [x in (INF, 0.5) for x in gains[:4]] + [True]
+    assert filled(policy, [False] * 5, [INF] * 5) == [False] * 5
+    assert filled(policy, [True] * 5, [INF] * 5) == [True] * 5
+
+
+@pytest.mark.parametrize("options", [{}, {"compute": 0.5}])
+def test_what_cannot_be_predicted_comes_first(options):
+    policy = ErrorBudget(compute_rows=2, **options)
+    _, state = policy.decide(at(3), predicting(1e-9, NAN, 1e-8), begun(policy, 3))
+    low, unknown, high = state["gains"]
+    assert low < high < unknown == INF
+
+
+def test_who_may_wait_for_others_follows_half_of_what_they_err():
+    def gains(errors, **options):
+        policy = ErrorBudget(**options)
+        return policy.decide(at(3), predicting(*errors), begun(policy, 4))[1]["gains"]
+
+    # All err more than usual; who does not err at all tells nothing of the others.
+    errors = [0.2, 0.8, 4.0, 0.0]
+    middle = (0.2 * 0.8 * 4.0) ** (1 / 3)
+    drawn = [(error * middle) ** 0.5 for error in errors]
+    assert gains(errors, compute_rows=2) == pytest.approx(gains(drawn), rel=1e-6)
+    assert gains(errors) != gains(drawn)
+    assert gains([0.0] * 4, compute_rows=2) == gains([0.0] * 4)
+
+
+def test_what_tolerates_nothing_does_not_wait():
+    policy = ErrorBudget(compute_rows=2, tolerance=(0.1, None, *[0.1] * 6))
+    errors = predicting(0.4, 0.1, 0.8, *[0.0] * 5)
+    mask, state = policy.decide(at(3), errors, begun(policy, 8))
+    assert mask == [True] * 3 + [False] * 5 and state["gains"][0] < state["gains"][2] < INF
+    # One of three waits, and it is the one that gains least.
+    assert policy.fill(mask, [False] * 8, state) == [False, True, True, *[False] * 5]

@@ -129,74 +129,12 @@ def test_the_denoiser_sees_the_given_sizes_alone():
     assert {2, 5} <= sizes <= {0, 2, 5, 8}
 
 
-def filled(policy, mask, gains, must=()):
-    state = policy.init(len(mask)) | {"gains": gains}
-    return policy.fill(mask, must or [False] * len(mask), state)
-
-
-@pytest.mark.parametrize(("wanted", "size"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 9), (9, 9)])
-def test_the_smallest_size_that_holds_all_is_taken_unless_few_have_to_wait(wanted, size):
-    mask = [sample < wanted for sample in range(9)]
-    found = filled(ErrorBudget(compute_rows=(2, 4)), mask, [0.0] * 9, must=mask)
-    assert all(found[:wanted]) and sum(found) == size
-    # One waits so that four need not be computed; two would for three.
-    free = filled(ErrorBudget(compute_rows=(2, 4)), mask, [0.0] * 9)
-    assert sum(free) == (4 if wanted == 5 else size)
-    alike = filled(ErrorBudget(compute_rows=(2, 4), compute=0.5), mask, [0.0] * 9)
-    assert alike == found
-
-
-def test_who_waits_gains_least():
-    policy = ErrorBudget(compute_rows=2)
-    mask, gains = [True] * 3 + [False] * 5, [2.0, 1.6, 3.0] + [-1.0] * 5
-    assert filled(policy, mask, gains) == [True, False, True, *[False] * 5]
-    for cannot in ({"gains": [2.0, INF, *gains[2:]]}, {"must": [False, True, *[False] * 6]}):
-        found = filled(policy, mask, **({"gains": gains} | cannot))
-        assert found == [False, True, True, *[False] * 5]
-    assert filled(policy, mask, gains, must=mask) == [True] * 8
-
-
 def test_row_counts_are_those_of_the_parts():
     fixed = Interval(every=3)
     assert ErrorBudget().row_counts(3) == (0, 1, 2, 3)
     assert Gated(4, fixed, fixed).row_counts(3) == fixed.row_counts(3) == (0, 3)
     assert Mask([[True] * 3, [True, False, False], [False] * 3]).row_counts(3) == (0, 1, 3)
     assert Mask([[True], [False]]).row_counts(3) == (0, 3)
-
-
-def test_the_part_is_filled_with_the_largest_gains():
-    policy = ErrorBudget(compute_rows=3)
-    wanted = [False, False, True, False, False]
-    assert filled(policy, wanted, [0.1, 0.5, 0.3, 0.4, 0.0]) == [False, True, True, True, False]
-    # An error that cannot be predicted comes first of those that need not be computed.
-    for gains in ([INF, 0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, INF, 0.0]):
-        found = filled(policy, [False] * 4 + [True], gains)
-        assert found == [x in (INF, 0.5) for x in gains[:4]] + [True]
-    assert filled(policy, [False] * 5, [INF] * 5) == [False] * 5
-    assert filled(policy, [True] * 5, [INF] * 5) == [True] * 5
-
-
-@pytest.mark.parametrize("options", [{}, {"compute": 0.5}])
-def test_what_cannot_be_predicted_comes_first(options):
-    policy, plan = ErrorBudget(compute_rows=2, **options), grid(20, 1)
-    state = policy.init(3)
-    for i in range(3):
-        state = policy.observe(Step(i, 20, grid=plan), torch.zeros(3).double(), [True] * 3, state)
-    _, state = policy.decide(Step(3, 20, grid=plan), ForecastError([1e-9, NAN, 1e-8]), state)
-    low, unknown, high = state["gains"]
-    assert low < high < unknown == INF
-
-
-def test_what_tolerates_nothing_does_not_wait():
-    policy = ErrorBudget(compute_rows=2, tolerance=(1e-5, None, *[1e-5] * 6))
-    plan, state = grid(20, 1, protect=(1, 0)), policy.init(8)
-    for i in range(3):
-        state = policy.observe(Step(i, 20, grid=plan), torch.zeros(8).double(), [True] * 8, state)
-    errors = [0.2, 0.1, 0.8, *[0.0] * 5]
-    mask, state = policy.decide(Step(3, 20, grid=plan), ForecastError(errors), state)
-    assert mask == [True] * 3 + [False] * 5 and state["gains"][0] < state["gains"][2] < INF
-    # One of three waits, and it is the one that gains least.
-    assert policy.fill(mask, [False] * 8, state) == [False, True, True, *[False] * 5]
 
 
 def test_a_sample_follows_the_cheapest_plan_at_its_own_price():
