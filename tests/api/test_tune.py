@@ -50,6 +50,27 @@ def test_what_is_assured_holds_as_often_as_is_promised(count, mean, deviation):
     assert reached - bounds.mean() < 2.7 * deviation / np.sqrt(count) + 2
 
 
+@pytest.mark.parametrize("prompts", [6, 12])
+def test_it_holds_as_often_for_pictures_of_one_prompt(prompts):
+    dice, shape = np.random.default_rng(0), (2000, prompts, 24 // prompts)
+    alike = dice.normal(0, 0.3**0.5, (*shape[:2], 1))
+    draws = (42 + 5 * (alike + dice.normal(0, 0.7**0.5, shape))).reshape(2000, 24)
+
+    def holds(*counted):
+        bounds = np.array([tuning.assured(draw, *counted) for draw in draws])
+        return (bounds <= 42 - 1.2816 * 5).mean()
+
+    assert holds(prompts) >= 0.95
+    # Which it would not, were they counted one by one.
+    assert holds() < holds(prompts) - 0.03
+
+
+def test_pictures_far_above_do_not_make_it_careful_and_those_below_do():
+    even = 44 + np.linspace(-6, 6, 25)
+    above, below = even + 2 * (even - 44).clip(min=0), even + 2 * (even - 44).clip(max=0)
+    assert tuning.assured(above) == tuning.assured(even) > tuning.assured(below) + 4
+
+
 def test_a_picture_that_turns_out_another_one_is_one_picture():
     draws = np.random.default_rng(1).normal(42.0, 4.0, 16)
     with_one = tuning.assured(np.append(draws, 30.0))
@@ -69,7 +90,8 @@ def test_more_pictures_of_one_spread_assure_more():
 def test_without_seeds_prompts_are_repeated_and_unseen_ones_confirm(trained, monkeypatch):
     monkeypatch.setattr(tuning, "PICTURES", 11)
     monkeypatch.setattr(tuning, "RUNS", 1)
-    benches, init = [], tuning._Bench.__init__
+    benches, alike, init = [], [], tuning._Bench.__init__
+    monkeypatch.setattr(tuning, "assured", lambda _, prompts: alike.append(prompts) or 60.0)
 
     def noted(self, trial, *asked):
         entries = [entry["prompt"] for entry in trial.entries]
@@ -81,6 +103,7 @@ def test_without_seeds_prompts_are_repeated_and_unseen_ones_confirm(trained, mon
     assert (found.searched.pictures, found.confirmed.pictures) == (8, 3)
     searched, confirmed = benches
     assert sorted(searched + confirmed) == sorted((PROMPTS[i % 4], i) for i in range(11))
+    assert alike == [3, 1]
     assert {prompt for prompt, _ in confirmed} == {PROMPTS[1]}
     assert PROMPTS[1] not in {prompt for prompt, _ in searched}
 
