@@ -1,7 +1,7 @@
 """The best that any choice of computed steps can do, and how near `adaptive` comes to it.
 
     python bench/oracle.py                                   # both pipelines, T = 12, 16 samples
-    python bench/oracle.py --pipeline dit --steps 8 --samples 4
+    python bench/oracle.py --pipeline dit --steps 20 --most 5   # five computed steps or fewer
     python bench/oracle.py --report                          # redo docs/benchmarks.md
 
 Every mask that computes the first and the last step is played, for each sample, with the forecast
@@ -33,10 +33,9 @@ CELLS = {"unet": "ddim", "dit": "flow"}
 """Samplers without a memory of their own, whose steps depend on nothing but the latents."""
 
 TOLERANCES = (0.007, 0.015, 0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92)
-SETTINGS = (
-    *({"tolerance": tolerance} for tolerance in TOLERANCES),
-    *({"compute": round(count / 12, 3)} for count in range(4, 10)),
-)
+SHARES = range(4, 10)
+"""Settings of `adaptive`: tolerances, and shares by the number of computed steps."""
+
 UNGUARDED = {"protect": (1, 1), "max_consecutive_skips": None, "force": True}
 
 
@@ -61,16 +60,24 @@ def best(masks: np.ndarray, decibels: np.ndarray) -> dict[int, np.ndarray]:
     return found
 
 
-def measure(pipeline: str, pairs: list[dict], steps: int) -> list[dict[str, Any]]:
-    """Rows of the oracle, of the best mask for all samples together, and of `adaptive`."""
+def measure(
+    pipeline: str, pairs: list[dict], steps: int, most: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of the oracle, of the best mask for all samples together, and of `adaptive`.
+
+    Masks compute `most` steps or fewer; where that is less than all, one of all is left out, and so
+    is what `adaptive` does with more.
+    """
     cell = Cell(pipeline, CELLS[pipeline], steps)
     pipe = load(cell)
 
     def call() -> dict[str, Any]:
         return arguments(cell, pairs, steps)
 
-    tree = Tree(pipe, call())
+    tree = Tree(pipe, call(), most)
     masks, decibels = tree.decibels()
+    within = masks.sum(1) <= tree.most
+    masks, decibels = masks[within], decibels[within]
     shared = {"pipeline": pipeline, "scheduler": cell.scheduler, "steps": steps}
     shared["samples"] = len(pairs)
     oracle, rows = best(masks, decibels), []
@@ -80,8 +87,11 @@ def measure(pipeline: str, pairs: list[dict], steps: int) -> list[dict[str, Any]
         rows.append(
             {"kind": "best fixed mask", "computed": k, **_spread(fixed[fixed.mean(1).argmax()])}
         )
-    for setting in SETTINGS:
+    shares = [{"compute": round(count / steps, 3)} for count in SHARES]
+    for setting in [*({"tolerance": tolerance} for tolerance in TOLERANCES), *shares]:
         pictures, mask = adaptive(pipe, call, setting)
+        if mask.sum(1).max() > tree.most:
+            continue
         values = metrics.psnr(pictures, tree.reference)
         played = (mask[:, None] == masks[None]).all(2).argmax(1)
         numbers = mask.sum(1).tolist()
@@ -115,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", action="append", choices=list(CELLS))
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--most", type=int, help="computed steps of a mask; any number")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--threads", type=int, default=2)
@@ -123,7 +134,7 @@ def main() -> None:
     if not options.report:
         pairs = prompts()[: options.samples]
         for pipeline in options.pipeline or CELLS:
-            rows = measure(pipeline, pairs, options.steps)
+            rows = measure(pipeline, pairs, options.steps, options.most)
             record.append("oracle", rows)
             for row in rows:
                 print(json.dumps(row), flush=True)

@@ -56,6 +56,7 @@ class Tree:
     Args:
         pipe: a pipeline of one denoiser call a step, under a scheduler without memory.
         call: arguments of the call.
+        most: how many steps a mask may compute, but for the one that computes all; None for any.
 
     Attributes:
         reference: the pipeline's own pictures `[samples, H, W, 3]`.
@@ -64,7 +65,7 @@ class Tree:
         RuntimeError: the tree does not reproduce these pictures where all steps are computed.
     """
 
-    def __init__(self, pipe: Any, call: dict[str, Any]) -> None:
+    def __init__(self, pipe: Any, call: dict[str, Any], most: int | None = None) -> None:
         self.pipe = pipe
         self.denoiser = denoiser(pipe)
         self.name = "hidden_states" if hasattr(pipe, "transformer") else "sample"
@@ -76,6 +77,7 @@ class Tree:
         self.branches = self.calls[0][self.name].shape[0] // self.samples
         self.guidance = call.get("guidance_scale", 1.0)
         self.steps = len(self.calls)
+        self.most = most or self.steps
         timetable = Timetable(pipe.scheduler)
         self.times, self.course = timetable.coordinates, timetable.course
 
@@ -118,24 +120,17 @@ class Tree:
         return level
 
     def _next(self, level: _Level, step: int) -> _Level:
-        plain = self._computed(level, step)
-        factors = _factors(level)
-        computed, corrected, off = self._corrected(level, plain, step, factors)
-        predicted = torch.cat([computed[:, None], level.values[:, :-1]], 1)
-        here = torch.full((len(level.times), 1), self.times[step], dtype=torch.float64)
-        done = _Level(
-            level.sample,
-            _with(level.masks, True),
-            corrected,
-            predicted,
-            torch.cat([here, level.times[:, :-1]], 1),
-            off,
-        )
+        factors, so_far = _factors(level), level.masks.sum(1)
+        # One is left for the last step.
+        room = (so_far + (step < self.steps - 1) < self.most) | level.masks.all(1)
+        done, computed = self._done(_part(level, room), step, factors[room])
         parts, outputs = [done], [computed]
         if 0 < step < self.steps - 1:
-            parts.append(replace(level, masks=_with(level.masks, False)))
-            now = torch.full((len(level.times),), self.times[step], dtype=torch.float64)
-            outputs.append(_forecast(level.values[:, :-1], level.times[:, :-1], now, factors))
+            room = so_far < self.most
+            rest = _part(level, room)
+            parts.append(replace(rest, masks=_with(rest.masks, False)))
+            now = torch.full((len(rest.times),), self.times[step], dtype=torch.float64)
+            outputs.append(_forecast(rest.values[:, :-1], rest.times[:, :-1], now, factors[room]))
         both = _Level(
             *(
                 torch.cat([getattr(part, name) for part in parts])
@@ -146,6 +141,21 @@ class Tree:
             torch.cat(outputs), self.pipe.scheduler.timesteps[step], both.latents
         ).prev_sample
         return both
+
+    def _done(self, level: _Level, step: int, factors: Tensor) -> tuple[_Level, Tensor]:
+        """The branches that compute `step`, before the sampler's move, and what they predict."""
+        plain = self._computed(level, step)
+        computed, corrected, off = self._corrected(level, plain, step, factors)
+        here = torch.full((len(level.times), 1), self.times[step], dtype=torch.float64)
+        done = _Level(
+            level.sample,
+            _with(level.masks, True),
+            corrected,
+            torch.cat([computed[:, None], level.values[:, :-1]], 1),
+            torch.cat([here, level.times[:, :-1]], 1),
+            off,
+        )
+        return done, computed
 
     def _corrected(
         self, level: _Level, computed: Tensor, step: int, factors: Tensor
@@ -228,6 +238,10 @@ def _factors(level: _Level) -> Tensor:
     factors = torch.ones(len(rows), dtype=torch.float64)
     factors[rows] = damping(*(move.flatten(1).square().sum(1).double() for move in moves))
     return factors
+
+
+def _part(level: _Level, chosen: Tensor) -> _Level:
+    return _Level(*(getattr(level, name)[chosen] for name in _Level.__dataclass_fields__))
 
 
 def _with(masks: Tensor, computed: bool) -> Tensor:

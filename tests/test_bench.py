@@ -181,42 +181,6 @@ def test_the_report_is_written_from_rows_old_and_new(of, tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 1000
 
 
-@pytest.mark.parametrize(
-    ("place", "chosen"),
-    [
-        (("dit", "flow", 5), ["10111", "11101", "10001"]),
-        # Of these samples, forecasts at the fifth step are damped.
-        (("unet", "ddim", 7, 8.0), ["1111001", "1111011", "1010101"]),
-    ],
-    ids=["dit", "unet"],
-)
-def test_the_oracle_plays_masks_as_the_library_does(of, place, chosen):
-    cells = of("cells")
-    cell = cells.Cell(*place)
-    pipe = cells.load(cell)
-    tree = of("oracle_tree").Tree(pipe, cells.arguments(cell, PAIRS, cell.steps))
-    masks, decibels = tree.decibels()
-    count = 2 ** (cell.steps - 2)
-    assert masks.shape == (count, cell.steps)
-    assert decibels.shape == (count, 2)
-    assert len({tuple(mask) for mask in masks.tolist()}) == count
-    assert masks[:, [0, -1]].all()
-    found = dict(zip(map(tuple, masks.tolist()), decibels, strict=True))
-    psnr = of("oracle").metrics.psnr
-    for mask in chosen:
-        mask = [digit == "1" for digit in mask]
-        diffcache.wrap(pipe, mask=mask)
-        played = pipe(**cells.arguments(cell, PAIRS, cell.steps)).images
-        assert psnr(played, tree.reference) == pytest.approx(found[tuple(mask)], abs=0.05)
-
-
-def test_the_best_mask_is_each_samples_own_and_costs_no_more(of):
-    masks = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], bool)
-    decibels = np.array([[30.0, 20.0], [25.0, 28.0], [40.0, 22.0]])
-    found = of("oracle").best(masks, decibels)
-    assert {k: v.tolist() for k, v in found.items()} == {1: [30.0, 20.0], 2: [40.0, 28.0]}
-
-
 class _Stand:
     """Ten pictures, of which picture i reaches 50 - i - 10 log10(tolerance / 0.01) dB."""
 
