@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rows import load
 
-ALLOWED = 2.0
+ALLOWED, ASKED_OF = 2.0, 12
+"""The mean gap in dB that is asked for, of runs of so many steps."""
+
 KINDS = ("oracle", "best fixed mask", "adaptive")
 
 
@@ -27,7 +29,7 @@ def newest(path: Path) -> dict[tuple, list[dict]]:
     return {key: rows for key, rows in grouped.items() if any("setting" in row for row in rows)}
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], asked: bool) -> str:
     """Markdown: the bounds at each number of computed steps, then `adaptive` and its gaps."""
     oracle, fixed, ours = (
         sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["computed"])
@@ -42,7 +44,7 @@ def table(rows: list[dict]) -> str:
         for a, b in zip(oracle, fixed, strict=True)
     ]
     for row in ours:
-        verdict = "holds" if row["gap"] <= ALLOWED else "**fails**"
+        verdict = "" if not asked else "holds" if row["gap"] <= ALLOWED else "**fails**"
         gap = f"{row['gap']:.1f} / {row['gap_p95']:.1f}"
         lines.append(f"| {row['computed']:.1f} | | | {_pair(row)} | {gap} | {verdict} |")
     return "\n".join(lines)
@@ -89,9 +91,10 @@ def section(path: Path, folder: Path) -> list[str]:
         "without guards. The oracle is each sample's best mask with at most as many computed "
         "steps; the best fixed mask is one for all samples. PSNR to the full run in dB, mean / "
         "5th percentile over samples. The gap is that of each sample to the oracle at its own "
-        f"number of computed steps, and its mean should be at most {ALLOWED:g} dB.",
+        f"number of computed steps, and its mean should be at most {ALLOWED:g} dB in runs of "
+        f"{ASKED_OF} steps. Of longer ones there are the masks of few computed steps.",
         "![The oracle](oracle.png)",
     ]
     for (pipeline, steps), rows in grouped.items():
-        parts += [f"### {pipeline}, {steps} steps", table(rows)]
+        parts += [f"### {pipeline}, {steps} steps", table(rows, steps == ASKED_OF)]
     return parts
