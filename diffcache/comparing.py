@@ -10,7 +10,7 @@ import torch
 from .api import unwrap, wrapped
 from .comparison import Comparison
 from .disabling import refuse_disabled
-from .measuring import Contender, Measuring
+from .measuring import Contender, Measuring, unsteady
 from .methods import Method, find
 from .policies.base import is_number
 from .trial import Trial
@@ -115,7 +115,7 @@ def _compared(
             measuring.notes.append(
                 f"no tolerance that was tried keeps the 5th percentile at {psnr:g} dB or more"
             )
-    notes = measuring.notes
+    notes = measuring.notes + unsteady(measuring.rows)
     if trial.steps is None:
         notes.append("not compared with fewer steps: the call is not given a number of steps")
     if measuring.left_out:

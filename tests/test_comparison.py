@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import diffcache
 from diffcache.comparison import Comparison, Row
+from diffcache.measuring import unsteady
 from diffcache.metrics import mean_error_psnr, psnr, ssim
 from diffcache.plots import COMPUTED, SKIPPED, Panel, draw, panel
 
@@ -168,3 +170,18 @@ def test_a_panel_draws_its_timeline_and_its_difference(tmp_path: Path) -> None:
     brightened = sum(n for (r, g, b), n in counts.items() if r == b == 0 and g in (242, 243))
     without = sum(n for (r, g, b), n in counts.items() if r == g == b and r in (127, 128))
     assert brightened == pytest.approx(without, rel=0.1)
+
+
+def test_times_that_cannot_be_are_pointed_out():
+    plain = np.full((3, 8, 8, 3), 0.5)
+    rows = [
+        Row("plain", 10, 20, 1.0, 2.0, plain),
+        row("half", plain, 0.1, 5),
+        row("few", plain, 0.1, 2),
+    ]
+    # Half of the steps in half of the time, a fifth in a fifth.
+    assert unsteady(rows) == [] == unsteady(rows[:1])
+    (note,) = unsteady([rows[0], rows[1], replace(rows[2], seconds=0.2)])
+    assert note.startswith("few: faster than the share")
+    # A cache that costs more than it saves is no fault of the machine.
+    assert unsteady([rows[0], replace(rows[1], seconds=9.0)]) == []
