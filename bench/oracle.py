@@ -4,8 +4,8 @@
     python bench/oracle.py --pipeline dit --steps 20 --most 5   # five computed steps or fewer
     python bench/oracle.py --report                          # redo docs/benchmarks.md
 
-Every mask that computes the first and the last step is played, for each sample, with the forecast
-of `adaptive` on skipped steps and its corrections. Masks share their prefixes: a level of the tree
+Every mask that computes the first step is played, for each sample, with the forecast of `adaptive`
+on skipped steps and its corrections. Masks share their prefixes: a level of the tree
 of decisions is one batch, which doubles from step to step. Results are appended to
 bench/results/oracle.jsonl.
 """
@@ -36,7 +36,7 @@ TOLERANCES = (0.007, 0.015, 0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92)
 SHARES = range(4, 10)
 """Settings of `adaptive`: tolerances, and shares by the number of computed steps."""
 
-UNGUARDED = {"protect": (1, 1), "max_consecutive_skips": None, "force": True}
+UNGUARDED = {"protect": (1, 0), "max_consecutive_skips": None, "force": True}
 
 
 def adaptive(pipe: Any, call: Any, setting: dict) -> tuple[np.ndarray, np.ndarray]:

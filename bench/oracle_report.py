@@ -86,7 +86,7 @@ def section(path: Path, folder: Path) -> list[str]:
     first = next(iter(grouped.values()))[0]
     parts = [
         "## How near the controller is to an oracle",
-        f"`python bench/oracle.py`: every mask that computes the first and the last step, on "
+        f"`python bench/oracle.py`: every mask that computes the first step, on "
         f"{first['samples']} samples, {first['date']}, with the forecast of `adaptive` and "
         "without guards. The oracle is each sample's best mask with at most as many computed "
         "steps; the best fixed mask is one for all samples. PSNR to the full run in dB, mean / "

@@ -85,7 +85,7 @@ class Tree:
         self.calls.append({**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs})
 
     def decibels(self) -> tuple[np.ndarray, np.ndarray]:
-        """All masks that compute the first and the last step, and the PSNR of each sample.
+        """All masks that compute the first step, and the PSNR of each sample.
 
         Returns:
             masks `[masks, steps]` of bool, and PSNR to the full run `[masks, samples]`.
@@ -120,13 +120,12 @@ class Tree:
         return level
 
     def _next(self, level: _Level, step: int) -> _Level:
-        factors, so_far = _factors(level), level.masks.sum(1)
-        # One is left for the last step.
-        room = (so_far + (step < self.steps - 1) < self.most) | level.masks.all(1)
+        factors, so_far, whole = _factors(level), level.masks.sum(1), level.masks.all(1)
+        room = (so_far < self.most) | whole
         done, computed = self._done(_part(level, room), step, factors[room])
         parts, outputs = [done], [computed]
-        if 0 < step < self.steps - 1:
-            room = so_far < self.most
+        if step > 0:
+            room = so_far <= self.most
             rest = _part(level, room)
             parts.append(replace(rest, masks=_with(rest.masks, False)))
             now = torch.full((len(rest.times),), self.times[step], dtype=torch.float64)
