@@ -92,7 +92,7 @@ def section(path: Path, folder: Path) -> list[str]:
         "steps; the best fixed mask is one for all samples. PSNR to the full run in dB, mean / "
         "5th percentile over samples. The gap is that of each sample to the oracle at its own "
         f"number of computed steps, and its mean should be at most {ALLOWED:g} dB in runs of "
-        f"{ASKED_OF} steps. Of longer ones there are the masks of few computed steps.",
+        f"{ASKED_OF} steps.",
         "![The oracle](oracle.png)",
     ]
     for (pipeline, steps), rows in grouped.items():

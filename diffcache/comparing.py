@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from .api import unwrap, wrapped
-from .comparison import Comparison
+from .comparison import Comparison, Row
 from .disabling import refuse_disabled
-from .measuring import Contender, Measuring, unsteady
+from .measuring import Contender, Measuring
 from .methods import Method, find
 from .policies.base import is_number
 from .trial import Trial
@@ -18,6 +18,9 @@ from .trial import Trial
 LADDERED = "adaptive"
 """The method whose tolerance is recommended."""
 BESIDE = ("steps", "time", "noise")
+
+# Nothing is faster than its share of the work by more than noise, so far as clocks are steady.
+_STEADY = 1.5
 
 
 def compare(
@@ -159,3 +162,18 @@ def _with_options(entry: Any) -> tuple[str | Method, dict[str, Any]]:
         f"{entry!r} among methods is neither a name, a Method, nor a pair with options; call "
         "compare(pipe, prompts, methods=['adaptive', ('adaptive', {'tolerance': 0.04})])"
     )
+
+
+def unsteady(rows: list[Row]) -> list[str]:
+    """A note where rows took less time than their share of the plain row's work, the first one's.
+
+    Then other programs slowed the plain run, and no time that is held against it says much.
+    """
+    fast = [row.label for row in rows[1:] if row.seconds * _STEADY < row.compute * rows[0].seconds]
+    if not fast:
+        return []
+    return [
+        f"{', '.join(fast)}: faster than the share that was computed allows, so the machine was "
+        "busier when the plain pipeline ran; take no time from this table, and compare again when "
+        "nothing else runs"
+    ]

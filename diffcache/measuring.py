@@ -26,9 +26,6 @@ WARM_UP_STEPS = 12
 RUNGS = 6
 """Tolerances of a ladder, at most."""
 
-# Nothing is faster than its share of the work by more than noise, so far as clocks are steady.
-_STEADY = 1.5
-
 
 class Contender(NamedTuple):
     """A method and options of it, as a row is labelled."""
@@ -228,21 +225,6 @@ def _rounded(tolerance: float) -> float:
 
 def _p5(row: Row) -> float:
     return np.percentile(row.psnr, 5)
-
-
-def unsteady(rows: list[Row]) -> list[str]:
-    """A note where rows took less time than their share of the plain row's work, the first one's.
-
-    Then other programs slowed the plain run, and no time that is held against it says much.
-    """
-    fast = [row.label for row in rows[1:] if row.seconds * _STEADY < row.compute * rows[0].seconds]
-    if not fast:
-        return []
-    return [
-        f"{', '.join(fast)}: faster than the share that was computed allows, so the machine was "
-        "busier when the plain pipeline ran; take no time from this table, and compare again when "
-        "nothing else runs"
-    ]
 
 
 def _notes(label: str, reports: list[Report]) -> list[str]:

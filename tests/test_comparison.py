@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import diffcache
+from diffcache.comparing import unsteady
 from diffcache.comparison import Comparison, Row
-from diffcache.measuring import unsteady
 from diffcache.metrics import mean_error_psnr, psnr, ssim
 from diffcache.plots import COMPUTED, SKIPPED, Panel, draw, panel
 
