@@ -87,7 +87,7 @@ def measure(
         rows.append(
             {"kind": "best fixed mask", "computed": k, **_spread(fixed[fixed.mean(1).argmax()])}
         )
-    shares = [{"compute": round(count / steps, 3)} for count in SHARES]
+    shares = [{"compute": round(count / steps, 3)} for count in SHARES if count <= tree.most]
     for setting in [*({"tolerance": tolerance} for tolerance in TOLERANCES), *shares]:
         pictures, mask = adaptive(pipe, call, setting)
         if mask.sum(1).max() > tree.most:

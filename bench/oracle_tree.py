@@ -85,7 +85,9 @@ class Tree:
         self.calls.append({**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs})
 
     def decibels(self) -> tuple[np.ndarray, np.ndarray]:
-        """All masks that compute the first step, and the PSNR of each sample.
+        """All masks that compute the first step and no more than `most`, and the one of all.
+
+        With the PSNR of each sample.
 
         Returns:
             masks `[masks, steps]` of bool, and PSNR to the full run `[masks, samples]`.

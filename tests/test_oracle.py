@@ -48,3 +48,12 @@ def test_the_best_mask_is_each_samples_own_and_costs_no_more(of):
     decibels = np.array([[30.0, 20.0], [25.0, 28.0], [40.0, 22.0]])
     found = of("oracle").best(masks, decibels)
     assert {k: v.tolist() for k, v in found.items()} == {1: [30.0, 20.0], 2: [40.0, 28.0]}
+
+
+def test_runs_shorter_than_the_shares_are_measured(of):
+    cells, oracle = of("cells"), of("oracle")
+    rows = oracle.measure("dit", cells.prompts()[:2], 5, 4)
+    found = {row["setting"] for row in rows if row["kind"] == "adaptive"}
+    assert "compute=0.8" in found and not any("compute=1" in str(setting) for setting in found)
+    assert {row["computed"] for row in rows if row["kind"] == "oracle"} == {1, 2, 3, 4}
+    assert all(row["computed"] <= 4 for row in rows)

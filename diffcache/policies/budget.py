@@ -170,7 +170,8 @@ class ErrorBudget(Policy):
             size = sizes[0]
         else:
             size = max(sizes, key=lambda n: sum(gains[i] - _WAITS for i in ranked[least:n]))
-        return [sample in ranked[:size] for sample in range(len(mask))]
+        chosen = ranked[:size]
+        return [sample in chosen for sample in range(len(mask))]
 
     def row_counts(self, samples: int) -> tuple[int, ...]:
         if self.compute_rows is None:
