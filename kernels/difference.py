@@ -178,4 +178,5 @@ def _absolute(values: Tensor) -> Tensor:
 
 
 def _squared(values: Tensor) -> Tensor:
-    return torch.linalg.vecdot(values, values)
+    # What a model calls as well: code of its own would be cold, and leave the model's cold.
+    return (values * values).sum(-1)

@@ -20,9 +20,9 @@ Decision = Tensor | list[bool]
 """Whether to compute, by sample: a list or a tensor `[samples]`; with groups, a tensor alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """The steps of a run, for policies that plan ahead.
+    """The steps of a run, for policies that plan ahead; runs over the same steps share one.
 
     Attributes:
         times: of each step, the coordinate of its noise.

@@ -144,7 +144,8 @@ class ErrorBudget(Policy):
         if self.compute is not None:
             gains = [error if error < inf else inf for error in evidence.predicted]
             return self._planned(step, books), {**state, "gains": gains}
-        rated = [_rated(step, *each) for each in zip(books, evidence.predicted, strict=True)]
+        asked = zip(books, evidence.predicted, state["tolerance"], strict=True)
+        rated = [_rated(step, *each) for each in asked]
         if self.compute_rows is not None:
             rated = _drawn_together(rated)
         asked = zip(rated, books, state["tolerance"], strict=True)
@@ -195,13 +196,13 @@ def _stride(step: Step, book: _Book) -> int:
     return (step.index - book.first) // book.seen
 
 
-def _rated(step: Step, book: _Book | None, error: float) -> _Rated | None:
+def _rated(step: Step, book: _Book | None, error: float, tolerance: float) -> _Rated | None:
     """What is expected of a sample, of which a forecast of `step` would err by `error`.
 
-    None where nothing says what it would lose if the step were skipped.
+    None where nothing says what it would lose if the step were skipped, or nothing may be lost.
     """
     # Asked this way round, an error that cannot be predicted (NaN) computes.
-    if not error < inf or book is None or step.grid is None:
+    if not tolerance or not error < inf or book is None or step.grid is None:
         return None
     gaps = expected(step.grid, book.first, _stride(step, book))
     # A loop may go on after the steps that its scheduler has.
@@ -228,7 +229,7 @@ def _drawn_together(rated: list[_Rated | None]) -> list[_Rated | None]:
 
 def _gain(rated: _Rated | None, book: _Book, tolerance: float) -> float:
     """What a sample gains where a step is computed, in prices of it."""
-    if rated is None or not tolerance:
+    if rated is None:
         return inf
     gaps, rate = rated
     price = _WORTH * (tolerance / rate) * (tolerance / rate) if rate else inf

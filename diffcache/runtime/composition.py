@@ -66,7 +66,7 @@ class Stage:
     def keep(self, prediction: Tensor, now: Anchor, computed: Sequence[bool]) -> None:
         """Takes in what a step was made with, of the samples that were computed."""
         # Another batch may have come in the middle of a run.
-        some = len(prediction) == len(computed) and not all(computed)
+        some = prediction.shape[0] == len(computed) and not all(computed)
         self.past.append([prediction], now, computed if some else None)
         self._damping = ()
 

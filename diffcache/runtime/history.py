@@ -43,6 +43,10 @@ def _outlook(
     return tuple(predictor.coefficients(times, t)[0].tolist()), growth
 
 
+def _form(leaves: Sequence[Tensor]) -> list[tuple]:
+    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
+
+
 class History:
     """The last `capacity` computed values of some tensors, kept row by row.
 
@@ -56,6 +60,7 @@ class History:
         self.slots: list[list[Tensor]] = []
         self.anchors: list[list[Anchor]] = []
         self.rows = 0
+        self._form: list[tuple] | None = None
         # Level: all rows were always computed together, so that their anchors agree.
         self.level = True
 
@@ -72,12 +77,7 @@ class History:
 
     def fits(self, leaves: Sequence[Tensor]) -> bool:
         """Whether `leaves` continue what is stored: same number, shapes, dtypes, devices."""
-        if not self.slots or len(leaves) != len(self.slots[0]):
-            return False
-        for old, new in zip(self.slots[0], leaves, strict=True):
-            if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
-                return False
-        return True
+        return self._form == _form(leaves)
 
     def append(
         self,
@@ -93,7 +93,7 @@ class History:
         dtype or device start afresh, with all rows.
         """
         if not self.fits(leaves):
-            self.slots = []
+            self.slots, self._form = [], _form(leaves)
             self.rows = leaves[0].shape[0]
             self.anchors = [[] for _ in range(self.rows)]
             self.level, rows = True, None
@@ -216,5 +216,6 @@ class History:
     def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
         twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
+        twin._form = _form(twin.slots[0]) if twin.slots else None
         twin.anchors, twin.rows, twin.level = list(anchors), len(anchors), self.level
         return twin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import inf, nan
 from typing import Any
 
@@ -68,7 +69,7 @@ class Timetable:
             self.begin = distance.index(min(distance))
         self.total = total or len(self.timesteps) - self.begin
         places = [self._place(index) for index in range(self.total)]
-        self._grid = Grid(
+        self._grid = _grid(
             tuple(self.coordinates[place] for place in places),
             tuple(self.weights[place] for place in places),
             tuple(guards.protects(index, self.total) for index in range(self.total)),
@@ -123,6 +124,10 @@ class Timetable:
     def _place(self, index: int) -> int:
         # A loop longer than its timetable stays at its end.
         return min(self.begin + index, len(self.timesteps) - 1)
+
+
+# Plans are kept by the grid itself, which is asked for at each step.
+_grid = lru_cache(maxsize=64)(Grid)
 
 
 def _address(source: Any, steps: int) -> int | None:

@@ -223,7 +223,7 @@ def test_who_may_wait_for_others_follows_half_of_what_they_err():
 
 def test_what_tolerates_nothing_does_not_wait():
     policy = ErrorBudget(compute_rows=2, tolerance=(0.1, None, *[0.1] * 6))
-    errors = predicting(0.4, 0.1, 0.8, *[0.0] * 5)
+    errors = predicting(0.2, 0.1, 0.8, *[0.0] * 5)
     mask, state = policy.decide(at(3), errors, begun(policy, 8))
     assert mask == [True] * 3 + [False] * 5 and state["gains"][0] < state["gains"][2] < INF
     # One of three waits, and it is the one that gains least.
