@@ -197,6 +197,10 @@ class Policy(ABC):
         """How many samples of a batch of `samples` a step may compute, ascending."""
         return tuple(range(samples + 1))
 
+    def remark(self, steps: int, samples: int) -> str | None:
+        """What the report of a generation of so many steps and samples is to say, if anything."""
+        return None
+
     def fit(self, statistics: Statistics) -> Policy:
         """The policy with what a calibration has measured.
 

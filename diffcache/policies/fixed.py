@@ -193,3 +193,17 @@ class Mask(Policy):
     def row_counts(self, samples: int) -> tuple[int, ...]:
         played = {sum(row) for row in self.mask if len(row) == samples}
         return tuple(sorted({*all_or_none(samples), *played}))
+
+    def remark(self, steps: int, samples: int) -> str | None:
+        columns = len(self.mask[0])
+        if columns not in (1, samples):
+            return (
+                f"the mask is of {columns} samples and the batch was of {samples}, so everything "
+                "was computed; one list of steps serves any batch"
+            )
+        if len(self.mask) != steps:
+            return (
+                f"the mask is of {len(self.mask)} steps and the generation made {steps}: it was "
+                "played from the first, and steps beyond its end were computed"
+            )
+        return None

@@ -235,6 +235,9 @@ class Generation:
         self._close_runs()
         if self.masks and all(len(mask) == len(self.masks[0]) for mask in self.masks):
             report.mask = torch.tensor(self.masks)
+            remark = None if self.broken else self.method.policy.remark(*report.mask.shape)
+            if remark is not None:
+                report.note(remark)
         # What a cache that was given up did not see was stepped all the same.
         report.steps = max(len(self.masks), self.steps_seen)
         if report.calls and not self.steps_seen:

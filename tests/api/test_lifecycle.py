@@ -155,3 +155,12 @@ def test_report_reads_well(pipe, generate):
     assert "interval: 28 of 48 row-steps computed (58%)" in text
     assert EVERY_3 in text
     assert "first 2, policy 6, protect 6, skip 10" in text
+
+
+def test_a_mask_of_other_steps_is_played_as_far_as_it_goes_and_says_so(pipe, generate):
+    diffcache.wrap(pipe, mask=[True, False] * 6)
+    assert timeline(pipe, generate) == "█·" * 6
+    assert not diffcache.report(pipe).notes
+    diffcache.wrap(pipe, mask=[True, False] * 5)
+    assert timeline(pipe, generate) == "█·" * 5 + "██"
+    assert "the mask is of 10 steps and the generation made 12" in str(diffcache.report(pipe))

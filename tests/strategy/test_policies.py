@@ -73,6 +73,13 @@ def test_mask_plays_back_and_computes_where_it_does_not_fit():
     assert policy.decide(Step(0, 3), NoEvidence(3), {})[0].tolist() == [True] * 3
 
 
+def test_a_mask_says_where_it_does_not_fit():
+    policy = Mask([[True, False], [False, True]])
+    assert policy.remark(2, 2) is None and Mask([True, False]).remark(2, 5) is None
+    assert policy.remark(3, 2).startswith("the mask is of 2 steps and the generation made 3")
+    assert policy.remark(2, 4).startswith("the mask is of 2 samples and the batch was of 4")
+
+
 def test_a_flat_mask_serves_any_batch():
     policy = Mask(torch.tensor([1, 0, 1]))
     assert policy.decide(Step(1, 3), NoEvidence(4), {})[0].tolist() == [False] * 4
