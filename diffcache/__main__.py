@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         try:
             path = demo(options.out, options.steps, options.prompts, options.method)
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print(f"diffcache demo: {error}", file=sys.stderr)
             return 1
         print(f"with · without · difference · timeline: {path.resolve()}")

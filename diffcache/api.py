@@ -73,12 +73,11 @@ def wrap(
         _check_pipeline(target, scheduler, composed)
         modules = list(denoisers(target).values())
         composed = fitted(composed, modules, schedulers(target), calibration)
+    unwrap(target)
     if disabled():
         _say_disabled()
         _disabled.add(target)
         return target
-    unwrap(target)
-    _disabled.discard(target)
     if isinstance(target, nn.Module):
         ModelWrapping(composed, scheduler, calibration).put_on(target)
     else:
@@ -134,6 +133,7 @@ def _say_disabled() -> None:
 
 def unwrap(target: T) -> T:
     """Makes a wrapped pipeline or denoiser plain again; one that is not wrapped stays as it is."""
+    _disabled.discard(target)
     wrapping = wrappings.get(target)
     if wrapping is not None:
         wrapping.take_off(target)
@@ -176,7 +176,8 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     Raises:
         ValueError: no method has such an option, or (at the generation) the wrapped one has not.
     """
-    known = {name for method in registry().values() for name in method.options()}
+    methods = [*registry().values(), *(wrapping.method for wrapping in wrappings.values())]
+    known = {name for method in methods for name in method.options()}
     if unknown := [name for name in options if name not in known]:
         raise ValueError(
             f"no method has an option {', '.join(map(repr, unknown))}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .api import restored
@@ -15,6 +16,7 @@ from .calibration import (
     weights_of,
 )
 from .methods import Method, find
+from .requesting import unrequested
 from .runtime.disguise import base_of
 from .runtime.guards import Guards
 from .runtime.recorder import Recorder, recording
@@ -56,7 +58,7 @@ def calibrate(
         composed.site.check(module)
     recorder = Recorder()
     guidance = []
-    with restored(pipe):
+    with unrequested(), restored(pipe):
         PipelineWrapping(composed.configured(guards=_EVERYTHING)).put_on(pipe)
         token = recording.set(recorder)
         try:
@@ -64,7 +66,7 @@ def calibrate(
                 arguments = entry if isinstance(entry, Mapping) else {"prompt": entry}
                 arguments = {**pipe_kwargs, **arguments}
                 pipe(**arguments)
-                guidance.append(guidance_of(base_of(pipe).__call__, arguments))
+                guidance.append(guidance_of(partial(base_of(pipe).__call__, pipe, **arguments)))
         finally:
             recording.reset(token)
     statistics = recorder.statistics()

@@ -6,8 +6,9 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -57,28 +58,32 @@ class Calibration(Saved):
 
     def check(self, modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> None:
         """Raises ValueError where these denoisers or schedulers are not those measured."""
-        found = base_of_pipeline(modules, schedulers)
-        if found != self.base:
-            differing = sorted(found.items() ^ self.base.items())
-            names = ", ".join(sorted({name for name, _ in differing}))
+        if names := self._differing(modules, schedulers):
             raise ValueError(
                 f"this calibration was measured on another configuration (differing: {names}); "
                 f"call diffcache.calibrate(pipe, prompts, method={self.method!r})"
             )
 
+    def _differing(self, modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> str:
+        """The names of denoisers and schedulers that were not measured, or are not any more."""
+        differing = base_of_pipeline(modules, schedulers).items() ^ self.base.items()
+        return ", ".join(sorted({name for name, _ in differing}))
+
     def drift(
-        self, modules: Iterable[nn.Module], steps: int | None, guidance: dict[str, float]
+        self,
+        modules: Iterable[nn.Module],
+        schedulers: Iterable[Any],
+        guidance: dict[str, float],
     ) -> list[str]:
         """What differs from when it was measured, in words."""
         modules = list(modules)
-        found = []
+        names = self._differing(modules, schedulers)
+        found = [f"another configuration of {names}"] if names else []
         weights = weights_of(modules)
         if adapters_of(modules) != self.adapters:
             found.append(f"adapters {adapters_of(modules)} in place of {self.adapters}")
         elif weights and self.weights and weights != self.weights:
             found.append("other weights")
-        if steps is not None and steps != self.statistics.steps:
-            found.append(f"{steps} steps in place of {self.statistics.steps}")
         if guidance and self.guidance and guidance not in self.guidance:
             found.append(f"guidance {guidance} in place of {self.guidance[0]}")
         return found
@@ -181,37 +186,45 @@ def adapters_of(modules: Iterable[nn.Module]) -> dict[str, float]:
     return found
 
 
-def guidance_of(call: Callable, arguments: Mapping[str, Any]) -> dict[str, float]:
-    """The scales of guidance of a pipeline's `call` with these arguments, and its own defaults."""
-    given = {
-        name: arguments.get(name, parameter.default)
-        for name, parameter in inspect.signature(call).parameters.items()
-        if _GUIDANCE.search(name)
+def guidance_of(call: partial) -> dict[str, float]:
+    """The scales of guidance that a pipeline's `call` is made with, by argument or by default."""
+    try:
+        bound = inspect.signature(call.func).bind(*call.args, **call.keywords)
+    except TypeError:
+        # The pipeline says better what is wrong with such a call.
+        return {}
+    bound.apply_defaults()
+    return {
+        name: float(value)
+        for name, value in bound.arguments.items()
+        if _GUIDANCE.search(name) and isinstance(value, (int, float))
     }
-    return {name: float(value) for name, value in given.items() if isinstance(value, (int, float))}
 
 
 def cautious(
     method: Method,
     calibration: Calibration | None,
-    modules: list[nn.Module],
-    steps: int | None,
+    modules: Iterable[nn.Module],
+    schedulers: Iterable[Any],
     guidance: dict[str, float],
 ) -> tuple[Method, str | None]:
     """The method, and where the calibration no longer fits, one that skips once at a time."""
-    drift = calibration.drift(modules, steps, guidance) if calibration is not None else []
+    drift = calibration.drift(modules, schedulers, guidance) if calibration is not None else []
     return _careful(method, drift) if drift else (method, None)
 
 
 def watch(calibration: Calibration | None, generation: Generation) -> None:
-    """Has a generation of other sizes than were measured skip once at a time."""
-    if calibration is None or not calibration.shapes:
+    """Has a generation of other steps or sizes than were measured skip once at a time."""
+    if calibration is None:
         return
 
-    def told(prediction: Tensor) -> None:
-        shape = list(prediction.shape[1:])
-        if shape not in calibration.shapes:
-            drift = [f"latents {shape} in place of {calibration.shapes[0]}"]
+    def told(prediction: Tensor, steps: int) -> None:
+        shape, drift = list(prediction.shape[1:]), []
+        if steps != calibration.statistics.steps:
+            drift.append(f"{steps} steps in place of {calibration.statistics.steps}")
+        if calibration.shapes and shape not in calibration.shapes:
+            drift.append(f"latents {shape} in place of {calibration.shapes[0]}")
+        if drift:
             generation.method, note = _careful(generation.method, drift)
             generation.run.method = generation.method
             generation.report.note(note)

@@ -13,6 +13,7 @@ from .disabling import refuse_disabled
 from .measuring import Contender, Measuring
 from .methods import Method, find
 from .policies.base import is_number
+from .requesting import unrequested
 from .trial import Trial
 
 LADDERED = "adaptive"
@@ -65,12 +66,14 @@ def compare(
 
     Raises:
         ValueError: no prompts, another number of seeds, an unknown method, option or argument, no
-            minutes; nothing has run then.
+            minutes, no PSNR; nothing has run then.
         TypeError: `pipe` is not a pipeline.
     """
     contenders = _contenders(methods)
     if minutes is not None and not (is_number(minutes) and minutes > 0):
         raise ValueError(f"minutes={minutes!r} leaves no time; try minutes=10")
+    if not (is_number(psnr) and psnr > 0):
+        raise ValueError(f"psnr={psnr!r} is no number of dB; try psnr=35")
     if beside is None:
         beside = BESIDE if minutes is not None else BESIDE[:1]
     if isinstance(beside, str) or set(beside) - set(BESIDE):
@@ -82,7 +85,7 @@ def compare(
             "with the pipeline it belongs to"
         )
     # Whatever is on the pipeline comes back at the end of this block.
-    with wrapped(pipe):
+    with unrequested(), wrapped(pipe):
         unwrap(pipe)
         trial = Trial(pipe, prompts, seeds, batch_size, call_kwargs)
         for contender in contenders:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tiny
+from .api import wrapped
 from .comparing import compare
 from .plots import draw, new_figure, panel
 
@@ -42,7 +43,7 @@ def demo(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: an unknown method, or no steps or prompts.
+        ValueError: an unknown method, one that serves neither pipeline, or no steps or prompts.
     """
     if prompts < 1:
         raise ValueError(f"prompts={prompts} is not a count; try prompts=8")
@@ -50,13 +51,20 @@ def demo(
     new_figure(1, 1)
     panels = []
     for kind, call in CALLS.items():
+        pipe = _quietly(tiny.pipeline, kind)
+        try:
+            with wrapped(pipe, method):
+                pass
+        except ValueError as error:
+            print(f"\n{kind}: {error}\n", flush=True)
+            continue
         captions = list(islice(cycle(tiny.prompts), prompts))
-        found = compare(
-            _quietly(tiny.pipeline, kind), captions, [method], num_inference_steps=steps, **call
-        )
+        found = compare(pipe, captions, [method], num_inference_steps=steps, **call)
         print(f"\n{found}\n", flush=True)
         (row,) = found.methods
         panels.append(panel(found, row, list(range(prompts))))
+    if not panels:
+        raise ValueError(f"{method!r} serves neither tiny pipeline; try method='adaptive'")
     path = Path(out, "demo.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     draw(panels, path)

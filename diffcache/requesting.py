@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,6 +13,16 @@ from .refining import Draft
 from .runtime.report import Report
 
 requests: ContextVar[Request | None] = ContextVar("diffcache_request", default=None)
+
+
+@contextmanager
+def unrequested() -> Iterator[None]:
+    """A block whose generations no open request has a say in, or is told of."""
+    token = requests.set(None)
+    try:
+        yield
+    finally:
+        requests.reset(token)
 
 
 class Request:

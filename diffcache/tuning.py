@@ -15,6 +15,7 @@ from .api import unwrap, wrapped
 from .disabling import refuse_disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
 from .policies.base import is_number
+from .requesting import unrequested
 from .saved import Saved
 from .trial import Run, Trial
 
@@ -154,7 +155,7 @@ def tune(
     if speedup is not None and not (is_number(speedup) and speedup > 1):
         raise ValueError(f"speedup={speedup!r} is not above 1; try speedup=2")
     refuse_disabled("tune")
-    with wrapped(pipe):
+    with unrequested(), wrapped(pipe):
         unwrap(pipe)
         pictures = 1 if psnr is None else PICTURES
         whole = Trial(pipe, prompts, seeds, batch_size, call_kwargs, pictures)

@@ -11,7 +11,7 @@ import torch
 from .disabling import disabled
 from .methods import Method
 from .policies import Mask
-from .requesting import requests
+from .requesting import unrequested
 from .runtime.guards import Guards
 from .runtime.report import Report
 from .sites.discovery import denoisers
@@ -45,13 +45,11 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
             f"this {type(pipe).__name__} is no wrapped pipeline; call "
             'diffcache.warmup(diffcache.wrap(pipe), [{"prompt": "a cat", "height": 512}])'
         )
-    token = requests.set(None)
     try:
-        with torch.random.fork_rng():
+        with unrequested(), torch.random.fork_rng():
             for arguments in [shapes] if isinstance(shapes, Mapping) else shapes:
                 _warm(pipe, wrapping, arguments)
     finally:
-        requests.reset(token)
         wrappings[pipe] = wrapping
 
 

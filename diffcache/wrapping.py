@@ -118,9 +118,9 @@ class PipelineWrapping:
         own = own_processors(pipe)
         named = {} if own else denoisers(pipe)
         modules = tuple(named.values())
-        steps = call.keywords.get("num_inference_steps")
-        guidance = guidance_of(call.func, call.keywords)
-        method, note = cautious(requested(self.method), self.calibration, modules, steps, guidance)
+        method, note = cautious(
+            requested(self.method), self.calibration, modules, schedulers(pipe), guidance_of(call)
+        )
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
         self.checked.refresh(tuple(map(version, modules)))
@@ -195,8 +195,8 @@ def _outside(callback: Any) -> Any:
 class ModelWrapping:
     """A method on a bare denoiser in a hand-written loop over `scheduler`.
 
-    A generation starts at `scheduler.set_timesteps`, or when the timestep rises again, and ends
-    with the last step of the timetable.
+    A generation starts at `scheduler.set_timesteps`, or when the loop begins again, and ends with
+    the last step of the timetable.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class ModelWrapping:
         self._scheduler = ref(scheduler)
         self._generation: Generation | None = None
         self._open = ExitStack()
-        self._timestep = float("-inf")
+        self._loop = clock.Loop()
 
     def put_on(self, module: nn.Module) -> None:
         """Gates `module` and observes the scheduler."""
@@ -235,10 +235,8 @@ class ModelWrapping:
         given = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
         timestep = number_of(given, run and run.timetable)
         waited = waits.count - before
-        if timestep is not None:
-            if timestep > self._timestep and self._generation is not None:
-                self._end()
-            self._timestep = timestep
+        if timestep is not None and self._loop.begins_again(timestep):
+            self._end()
         if self._generation is None:
             self._begin()
             scheduler = self._scheduler()
@@ -250,7 +248,7 @@ class ModelWrapping:
         """Starts a generation; the scheduler has a new timetable."""
         self._end()
         self._begin()
-        self._timestep = float("inf")
+        self._loop = clock.Loop()
         self._generation.timesteps_set(scheduler, kind)
 
     def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -274,11 +272,11 @@ class ModelWrapping:
             finished = run.total is not None and run.index >= run.total
         if finished:
             self._end()
+            self._loop = clock.Loop()
 
     def _begin(self) -> None:
-        steps = getattr(self._scheduler(), "num_inference_steps", None)
-        module = self._module()
-        method, note = cautious(requested(self.method), self.calibration, [module], steps, {})
+        module, scheduler = self._module(), self._scheduler()
+        method, note = cautious(requested(self.method), self.calibration, [module], [scheduler], {})
         self.checked.refresh(version(module))
         self._generation = Generation(method, self.checked, lambda: None)
         watch(self.calibration, self._generation)

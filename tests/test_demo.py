@@ -59,6 +59,20 @@ def test_demo_without_matplotlib_fails_before_it_works(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(("method", "served"), [("fbcache", "dit"), ("smoothcache", None)])
+def test_demo_says_what_a_method_cannot_serve(
+    method: str, served: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["demo", "--out", str(tmp_path), "--steps", "12", "--prompts", "1"]
+    assert main([*arguments, "--method", method]) == (0 if served else 1)
+    captured = capsys.readouterr()
+    assert "\nunet: UNet2DConditionModel has no stack of" in captured.out or not served
+    assert ("FluxPipeline" in captured.out) == Path(tmp_path, "demo.png").exists() == bool(served)
+    assert served or captured.err.splitlines()[-1] == (
+        "diffcache demo: 'smoothcache' serves neither tiny pipeline; try method='adaptive'"
+    )
+
+
 def test_demo_refuses_no_prompts() -> None:
     with pytest.raises(ValueError, match="prompts=0 is not a count; try prompts=8"):
         demo(prompts=0)

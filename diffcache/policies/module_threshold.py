@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import ModuleChange, Policy, State, Step, check_number
+from .base import ModuleChange, Policy, State, Step, check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,8 @@ class ModuleThreshold(Policy):
 
     def __post_init__(self) -> None:
         check_number("gamma", self.gamma, 0.5)
-        for name, example in (("warmup", 8), ("every", 2)):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not a positive step count; "
-                    f"try {name}={example}"
-                )
+        check_count("warmup", self.warmup, 8, least=1)
+        check_count("every", self.every, 2, least=1)
 
     def init(self, samples: int) -> State:
         return {

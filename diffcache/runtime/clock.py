@@ -25,6 +25,32 @@ class Listener(Protocol):
     ) -> None: ...
 
 
+class Loop:
+    """Tells by the times of its denoiser calls when a loop begins again, without being told so.
+
+    Time falls along most loops and rises along others, which invert or whose denoiser counts the
+    other way. It begins again where it is back at the first time, or turns.
+    """
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._last: float | None = None
+        self._rises: bool | None = None
+
+    def begins_again(self, time: float) -> bool:
+        """Takes in the time of the next call, which may be that of the call before."""
+        last, self._last = self._last, time
+        if last is None or time == last:
+            self._first = time if last is None else self._first
+            return False
+        rises, before = time > last, self._rises
+        if time == self._first or before not in (None, rises):
+            self._first, self._rises = time, None
+            return True
+        self._rises = rises
+        return False
+
+
 _residents: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
 _watchers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 

@@ -34,7 +34,7 @@ class Generation:
             nobody can change them during the generation.
         fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
             where there is none.
-        told: told the guided prediction of a run's first step.
+        told: told the guided prediction of a run's first step, and how many steps the run has.
 
     Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
     diffusers would, to the end of the generation, and the report says why.
@@ -55,7 +55,7 @@ class Generation:
         self.handlers: dict[int, Callable] = {}
         self.version: Callable[[], Hashable] | None = None
         self.fall_back: Callable[[], Any] | None = None
-        self.told: Callable[[Tensor], None] | None = None
+        self.told: Callable[[Tensor, int], None] | None = None
         self._version: Hashable = None
         self.broken = False
         self.steps_seen = 0
@@ -107,13 +107,13 @@ class Generation:
         self.steps_seen += 1
         if not isinstance(arguments.get("model_output"), Tensor):
             return self._give_up("the scheduler steps something that is not one tensor")
-        if self.told is not None and not run.index:
-            self.told(arguments["model_output"])
         limit = self.method.guards.max_cache_bytes
         outgrown = limit is not None and run.bytes > limit
         if outgrown and self.fall_back is None:
             return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
         run.stepped(arguments, latents, self.expected_steps)
+        if self.told is not None and run.index == 1:
+            self.told(arguments["model_output"], run.total)
         if outgrown:
             self._shrink(limit, scheduler, kind)
 
@@ -257,11 +257,11 @@ class Generation:
             # Caches only grow within a run, so that its end is where they are largest.
             self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
             self.report.trace.extend(run.trace)
-            self.masks.extend(run.masks)
+            self.masks.extend(mask for mask, _ in run.books)
             for text in run.notes:
                 self.report.note(text)
             if run.full:
-                self.report.note(f"computed in full: {run.full}; force=True skips all the same")
+                self.report.note(f"computed in full: {run.full}")
         self.runs.clear()
         self.run = None
 

@@ -41,7 +41,8 @@ class Report:
         steps: scheduler steps made.
         rows: denoiser rows a full step has (samples × guidance branches).
         computed: row-steps that the denoiser really computed; where a policy decides by group of
-            modules, by the share of the modules that computed.
+            modules, by the share of the modules that computed. The check that rows are
+            independent, which a note tells of, is left out.
         total: row-steps that a plain pipeline would have computed.
         calls: denoiser calls that ran the denoiser at all.
         mask: `[steps, samples]` bool, True = computed, of all runs where the call denoised several

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -80,8 +82,14 @@ def by_rows(output: Any, listed: bool) -> list[Tensor]:
 
 
 def _like(tree: dict, items: dict) -> dict:
-    """`items` as what `tree` is: a plain dict, or a diffusers output built by its fields."""
-    return items if type(tree) is dict else type(tree)(**items)
+    """`items` as what `tree` is: a dict, a diffusers output built by its fields, or another."""
+    if type(tree) is dict:
+        return items
+    if is_dataclass(tree):
+        return type(tree)(**items)
+    twin = copy(tree)
+    twin.update(items)
+    return twin
 
 
 def take(call: Any, rows: int, index: Tensor) -> Any:

@@ -26,8 +26,7 @@ class Run:
     Attributes:
         total: steps of the run; None before the first was seen.
         index: steps made, which is the current step's number.
-        now: when that is.
-        step: what policies are told of it.
+        now, step: when that is, and what policies are told of it.
         predictor: the method's, on this run's timetable.
         in_forward: whether the policy's evidence appears inside the denoiser's forward.
         verifies: whether the policy accepts or rejects forecasts inside the denoiser's forward.
@@ -51,9 +50,8 @@ class Run:
         self.in_forward = method.policy.evidence is ProbeChange
         self.verifies = method.policy.evidence is DraftError
         self.measures_modules = method.policy.evidence is ModuleChange
-        self.corrections: Corrections | None = None
-        if self.predictor.corrects and (course := self.timetable.course) is not None:
-            self.corrections = Corrections(self.predictor, course)
+        course = self.timetable.course if self.predictor.corrects else None
+        self.corrections = None if course is None else Corrections(self.predictor, course)
         measured = method.damps or method.policy.evidence is ForecastError
         self.keeps_past = measured or self.corrections is not None
         self.awaiting: list[Callable[[Tensor], None]] = []
@@ -73,11 +71,11 @@ class Run:
         # By sample, what has the step computed whatever the policy says.
         self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
-        self.masks: list[list[bool]] = []
-        self._bound_by: list[list[Rule | None]] = []
+        # By step: its mask, and what was forced.
+        self.books: list[tuple[list[bool], list[Rule | None]]] = []
         self.notes: list[str] = []
-        if method.guards.stochastic and not method.guards.force:
-            self.full = stochastic_by_kind(scheduler, kind)
+        if method.guards.stochastic:
+            self._unless_forced(stochastic_by_kind(scheduler, kind))
 
     @property
     def bytes(self) -> int:
@@ -98,9 +96,8 @@ class Run:
 
     def follow(self, timestep: Tensor | float | None) -> None:
         """Computes everything where `timestep`, of the second step, is surely that of another."""
-        known = self.full is not None or self.method.guards.force or timestep is None
-        if not known and self.timetable.elsewhere(timestep, self.index):
-            self.full = "the scheduler is not stepped from each timestep to the next"
+        if timestep is not None and self.timetable.elsewhere(timestep, self.index):
+            self._unless_forced("the scheduler is not stepped from each timestep to the next")
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
@@ -110,8 +107,8 @@ class Run:
         self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)
         self.lanes.restamp(self.now.time)
-        if self.full is None and self.total <= guards.few_steps and not guards.force:
-            self.full = f"a run of {self.total} steps has too few to skip any"
+        if self.total <= guards.few_steps:
+            self._unless_forced(f"a run of {self.total} steps has too few to skip any")
 
     def _enter_stage(self) -> None:
         """Makes the stage of the current number, of a known batch size, the one that is used."""
@@ -136,6 +133,17 @@ class Run:
         """From this step on, all samples are computed together or none is."""
         self.uniform = True
         if self.decision is not None and (self.groups or any(self.decision)):
+            self._compute_all()
+
+    def _unless_forced(self, why: str | None) -> None:
+        """Computes everything for this reason, if it is one, which `force` overrules."""
+        if self.full is None and why is not None and not self.method.guards.force:
+            self.full = f"{why}; force=True skips all the same"
+
+    def differentiate(self) -> None:
+        """Computes everything, as nobody could go back through a forecast."""
+        self.full = "gradients flow through the denoiser; torch.no_grad() lets it skip"
+        if self.decision is not None:
             self._compute_all()
 
     def _compute_all(self) -> None:
@@ -167,9 +175,8 @@ class Run:
     def ask(self, change: Tensor, state: State | None) -> tuple[list[bool], State]:
         """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
         policy = self.method.policy
-        wanted, state = policy.decide(
-            self.step, ProbeChange(change), policy.init(self.samples) if state is None else state
-        )
+        state = policy.init(self.samples) if state is None else state
+        wanted, state = policy.decide(self.step, ProbeChange(change), state)
         mask = self._bind(wanted)
         return mask, policy.observe(self.step, self._unmeasured, mask, state)
 
@@ -204,9 +211,8 @@ class Run:
         # A loop may step again after an error, and make calls before it does.
         self._settled = None
         self._moved = None
-        if self.corrections is None or self.full is not None or self.samples is None:
-            return {}
-        if not any(self.stage.skipped):
+        known = self.corrections is not None and self.full is None and self.samples is not None
+        if not known or not any(self.stage.skipped):
             return {}
         changed = self.corrections.step(
             self.scheduler, arguments, self._outcome()[1], self.stage, self.lanes, self.now
@@ -229,9 +235,8 @@ class Run:
             self.forced = ["first"] * self.samples
         if self.total is None:
             self._locate(arguments.get("timestep"), total())
-        guards = self.method.guards
-        if self.full is None and guards.stochastic and not guards.force:
-            self.full = stochastic_by_call(arguments)
+        if self.full is None and self.method.guards.stochastic:
+            self._unless_forced(stochastic_by_call(arguments))
         if self.index == 1:
             self.follow(arguments.get("timestep"))
         while self.awaiting:
@@ -245,13 +250,11 @@ class Run:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1
             self._enter_stage()
         self.step_rows = 0
-        self.decision = None
-        self.groups = {}
+        self.decision, self.groups = None, {}
 
     def _observe(self, prediction: Tensor, latents: Tensor) -> None:
         """Evidence and books for the step just made."""
-        mask, truth = self._outcome()
-        stage = self.stage
+        (mask, truth), stage = self._outcome(), self.stage
         if self.full is None and (not self.in_forward or any(truth)):
             policy = self.method.policy
             found = stage.collector.after(self.now, prediction, latents, truth)
@@ -265,8 +268,7 @@ class Run:
                 stage.keep(made_with, self.now, truth)
         self._moved = None
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
-        self.masks.append(mask)
-        self._bound_by.append(self.forced)
+        self.books.append((mask, self.forced))
         self.lane_masks = []
 
     def _outcome(self) -> tuple[list[bool], list[bool]]:
@@ -275,17 +277,15 @@ class Run:
             mask, seen = self.decision, self.lane_masks
             if mask is None or self.verifies or seen.count(mask) < len(seen):
                 mask = self._decided()
-            truth = mask
-            if seen.count(mask) < len(seen):
-                truth = [all(each) for each in zip(mask, *seen, strict=True)]
+            alike = seen.count(mask) == len(seen)
+            truth = mask if alike else [all(each) for each in zip(mask, *seen, strict=True)]
             self._settled = mask, truth
         return self._settled
 
     @property
     def trace(self) -> list[Event]:
         """What happened at each step."""
-        steps = enumerate(zip(self.masks, self._bound_by, strict=True))
-        return [Event.of(i, self.timetable.timestep(i), *bound) for i, bound in steps]
+        return [Event.of(i, self.timetable.timestep(i), *b) for i, b in enumerate(self.books)]
 
     def _decided(self) -> list[bool]:
         """The mask of the step: as decided, or where lanes decide, computed by any of them.

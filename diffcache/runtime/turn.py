@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .lanes import Lane
 from .promises import kept
 from .reading import Reader, on_host
 from .recorder import recording
-from .rows import as_index, map_leaves, samples_to_rows
+from .rows import as_index, map_leaves, samples_to_rows, tensor_leaves
 from .run import Run
 
 
@@ -51,6 +52,8 @@ class Turn:
         self.mask: list[bool] | None = None
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
+        if torch.is_grad_enabled() and any(map(_differentiable, tensor_leaves((args, kwargs)))):
+            run.differentiate()
         self._settle(run.decide())
         if run.measures_modules and run.samples is not None:
             run.stage.collector.attend(lane)
@@ -132,10 +135,11 @@ class Turn:
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
         self.ran = True
-        self.in_model = self.proven or (args is self.args and kwargs is self.kwargs)
+        plainly = self.proven or (args is self.args and kwargs is self.kwargs)
         if not self.proven:
             # The call may be made once more to check it, and UNets pop adapter residuals off.
             args, kwargs = map_leaves((args, kwargs), lambda leaf: leaf)
+        self.in_model = plainly
         args, kwargs = kept((args, kwargs))
         output = self._invoke(*args, **kwargs)
         self.in_model = False
@@ -207,6 +211,11 @@ class Turn:
             corrected: whether as many are kept as corrections read.
         """
         run, lane = self.run, self.lane
+        # A denoiser's own parameters may be what gradients are asked of.
+        if torch.is_grad_enabled() and any(map(_differentiable, values)):
+            run.differentiate()
+        if run.full is not None:
+            return self.record(key, values, group)
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask
         if run.measures_modules:
@@ -232,3 +241,7 @@ class Turn:
         run = self.run
         factors = run.stage.damping(run.predictor)
         return self.lane.history(key).forecast(run.predictor, run.now, factors)
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.requires_grad

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
 
 import diffcache
 
@@ -169,3 +169,71 @@ def test_wrapped_denoiser_and_scheduler_are_freed(unet, loop):
     del denoiser, scheduler
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["rising", "inverting"])
+def test_time_may_rise(unet, kind):
+    class Rising(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = unet.unet
+
+        def forward(self, sample: Any, timestep: Any, texts: Any) -> Any:
+            return self.model(sample, 1000 - timestep, encoder_hidden_states=texts).sample
+
+    config = unet.scheduler.config
+    rising = kind == "rising"
+    scheduler = (DDIMScheduler if rising else DDIMInverseScheduler).from_config(config)
+    model = Rising()
+    diffcache.wrap(model, scheduler=scheduler, **OPTIONS)
+
+    @torch.no_grad()
+    def loop(stop: int | None = None) -> None:
+        latents, texts = inputs()
+        for t in scheduler.timesteps[:stop]:
+            found = model(latents, 1000 - t if rising else t, texts[2:])
+            latents = scheduler.step(found, t, latents).prev_sample
+
+    scheduler.set_timesteps(STEPS)
+    loop()
+    report = diffcache.report(model)
+    assert report.steps == STEPS and report.compute_fraction < 1
+    mask = report.mask.tolist()
+    loop(stop=7)
+    loop()
+    assert diffcache.report(model).mask.tolist() == mask
+
+
+@pytest.mark.parametrize("asked", ["sample", "sample, from the middle", "weights"])
+def test_gradients_flow(unet, asked):
+    model, scheduler = unet.unet, unet.scheduler
+    model.requires_grad_(asked == "weights")
+    weight = model.conv_out.weight
+
+    def guided() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        scheduler.set_timesteps(STEPS)
+        latents, texts = inputs()
+        gradients = []
+        for step, t in enumerate(scheduler.timesteps):
+            latents = latents.detach()
+            if asked == "sample" or (asked != "weights" and step >= 6):
+                latents.requires_grad_()
+            found = model(latents, t, encoder_hidden_states=texts[2:]).sample
+            if found.requires_grad:
+                source = weight if asked == "weights" else latents
+                gradients += torch.autograd.grad(found.square().mean(), source)
+            latents = scheduler.step(found.detach(), t, latents.detach()).prev_sample
+        return latents, gradients
+
+    plain, wanted = guided()
+    diffcache.wrap(model, scheduler=scheduler, **OPTIONS)
+    latents, gradients = guided()
+    report = diffcache.report(model)
+    assert len(gradients) == len(wanted) == (10 if "middle" in asked else STEPS)
+    assert any("gradients flow through the denoiser" in note for note in report.notes)
+    if "middle" in asked:
+        assert report.mask[6:].all() and not report.mask[:6].all()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    else:
+        assert report.compute_fraction == 1 and torch.equal(latents, plain)
+        assert all(map(torch.equal, gradients, wanted))

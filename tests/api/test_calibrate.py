@@ -1,12 +1,14 @@
 """Measuring on a pipeline what a method needs, and what happens when the pipeline changes."""
 
 import time
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig
 
 import diffcache
+from diffcache.calibration import guidance_of
 from diffcache.policies import AccumulatedProbe, Statistics
 
 
@@ -129,10 +131,16 @@ def add_adapter(pipe):
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "late")
 
 
+def change_scheduler(pipe):
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=3.0)
+
+
 CHANGES = {
+    "another configuration of 1 FlowMatchEulerDiscreteScheduler": (change_scheduler, {}),
     "other weights": (change_weights, {}),
     "adapters {'late': 4.0} in place of {}": (add_adapter, {}),
     "10 steps in place of 12": (None, {"steps": 10}),
+    "11 steps in place of 12": (None, {"sigmas": [1 - i / 11 for i in range(11)]}),
     "guidance {'true_cfg_scale': 2.0, 'guidance_scale': 3.5} in place of": (None, {"cfg": True}),
     "latents [64, 16] in place of [16, 16]": (None, {"size": 32}),
 }
@@ -153,10 +161,28 @@ def test_what_changes_later_is_a_note_and_caution(dit, generate, words):
     assert "·" in report.timeline() and "··" not in report.timeline()
 
 
+def test_guidance_counts_however_it_is_given(dit):
+    call = type(dit).__call__
+    assert guidance_of(partial(call, dit, "a cat")) == {
+        "true_cfg_scale": 1.0,
+        "guidance_scale": 3.5,
+    }
+    given = partial(call, dit, "a cat", None, None, None, 4.0, guidance_scale=2)
+    assert guidance_of(given) == {"true_cfg_scale": 4.0, "guidance_scale": 2.0}
+    assert guidance_of(partial(call, dit, no_such_argument=1)) == {}
+
+
+def test_an_open_request_has_no_say_in_what_is_measured(dit):
+    wanted = measure(dit, "teacache").statistics
+    with diffcache.request(protect=(1, 0), threshold=9.0) as run:
+        assert measure(dit, "teacache").statistics == wanted
+    assert not run.reports
+
+
 def test_a_fingerprint_is_taken_in_under_a_second(dit):
     calibration = measure(dit, "magcache")
     began = time.perf_counter()
-    assert calibration.drift([dit.transformer], 12, {}) == []
+    assert calibration.drift([dit.transformer], [dit.scheduler], {}) == []
     assert time.perf_counter() - began < 1
 
 

@@ -57,6 +57,15 @@ def test_minutes_recommend_a_tolerance(trained, tmp_path):
     assert saved["floor"] == found.floor == found.rows[1].label == "plain, one by one"
 
 
+def test_an_open_request_has_no_say_in_what_is_compared(trained):
+    options = {"methods": [("adaptive", {"tolerance": 0.02})], "beside": ()}
+    wanted = compare(trained, **options).methods[0]
+    with diffcache.request(tolerance=0.5) as run:
+        found = compare(trained, **options).methods[0]
+    assert found.compute == wanted.compute and not run.reports
+    np.testing.assert_array_equal(found.pictures, wanted.pictures)
+
+
 def test_no_tolerance_may_be_good_enough(trained):
     found = compare(trained, minutes=10, psnr=61, beside=())
     assert found.recommended is None
@@ -147,6 +156,9 @@ def test_bad_budgets_are_refused(trained):
     for minutes in (0, True):
         with pytest.raises(ValueError, match=f"minutes={minutes} leaves no time; try minutes=10"):
             compare(trained, minutes=minutes)
+    for wanted in ("35", 0):
+        with pytest.raises(ValueError, match=r"psnr=.* is no number of dB; try psnr=35"):
+            compare(trained, psnr=wanted)
     with pytest.raises(ValueError, match=r"beside='noise' is not of .*try beside="):
         compare(trained, beside="noise")
     with pytest.raises(ValueError, match=r"beside=\('nois',\) is not of"):

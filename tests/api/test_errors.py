@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
 import diffcache
 from diffcache import Guards, Method
-from diffcache.policies import Threshold
+from diffcache.policies import Gated, Interval, Threshold
 from diffcache.sites import BlockStack, Output
 
 
@@ -163,6 +163,13 @@ def test_request_refuses_what_no_method_knows(pipe):
         diffcache.request(tolerence=0.1),
     ):
         pass
+
+
+def test_request_knows_options_of_a_method_of_ones_own(pipe, generate):
+    diffcache.wrap(pipe, diffcache.Method(policy=Gated(6, Interval(2), Interval(3))))
+    with diffcache.request(gate=9) as run:
+        generate(pipe)
+    assert run.report.timeline() == "███·█·█·██·█"
 
 
 def test_request_refuses_what_the_wrapped_method_does_not_know(pipe, generate):

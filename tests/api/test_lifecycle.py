@@ -117,6 +117,11 @@ def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
     monkeypatch.delenv("DIFFCACHE_DISABLE")
     diffcache.wrap(pipe, "interval", every=3)
     assert timeline(pipe, generate) == EVERY_3
+    monkeypatch.setenv("DIFFCACHE_DISABLE", "1")
+    diffcache.wrap(pipe, "interval", every=4)
+    monkeypatch.delenv("DIFFCACHE_DISABLE")
+    assert torch.equal(generate(pipe), plain)
+    assert "DIFFCACHE_DISABLE=1" in diffcache.report(pipe).notes[0]
     diffcache.unwrap(pipe)
     with pytest.raises(ValueError, match="is not wrapped"):
         diffcache.report(pipe)

@@ -151,6 +151,14 @@ def test_what_was_on_the_pipeline_comes_back(trained):
     diffcache.unwrap(trained)
 
 
+def test_an_open_request_has_no_say_in_what_is_tuned(trained):
+    asked = {"psnr": 20, "seeds": [0], "batch_size": 1, **CALL}
+    wanted = diffcache.tune(trained, PROMPTS[:1], **asked)
+    with diffcache.request(tolerance=None) as run:
+        assert diffcache.tune(trained, PROMPTS[:1], **asked).options == wanted.options
+    assert not run.reports
+
+
 def test_one_prompt_leaves_none_to_confirm(trained):
     found = diffcache.tune(trained, PROMPTS[:1], psnr=20, seeds=[0], batch_size=1, **CALL)
     assert found.confirmed is None and found.searched.pictures == 1

@@ -131,6 +131,18 @@ def test_map_keeps_the_structure(tree):
     assert len(leaves(found)) == len(leaves(tree))
 
 
+def test_map_keeps_dicts_that_are_made_another_way():
+    class Scales(dict):
+        def __init__(self, mapping: dict) -> None:
+            super().__init__(mapping)
+            self.name = "mine"
+
+    tree = Scales({"a": 1, "b": [2]})
+    found = map_leaves(tree, lambda leaf: leaf + 1)
+    assert type(found) is Scales and found == {"a": 2, "b": [3]} and found.name == "mine"
+    assert tree == {"a": 1, "b": [2]}
+
+
 def test_take_keeps_outputs_and_named_tuples():
     output = take(Transformer2DModelOutput(sample=torch.arange(3)), 3, INDEX)
     assert type(output) is Transformer2DModelOutput and output.sample.tolist() == [2, 0]

@@ -118,3 +118,13 @@ def test_tolerances_for_another_batch(pipe, generate, forgiving):
     with diffcache.request(tolerance=[0.1, 0.2]) as request:
         assert torch.equal(generate(pipe, 3), plain)
     assert any("2 entries for a batch of 3" in note for note in request.report.notes)
+
+
+def test_error_in_the_arguments_of_a_first_mixed_call_is_not_the_models(
+    unet, generate, monkeypatch, forgiving
+):
+    plain = generate(unet)
+    diffcache.wrap(unet, mask=[[True, True], [True, False]] * 6)
+    monkeypatch.setattr("diffcache.runtime.turn.map_leaves", broken)
+    assert torch.equal(generate(unet), plain)
+    assert any("a bug of ours" in note for note in diffcache.report(unet).notes)

@@ -59,7 +59,7 @@ def test_modules_that_come_after_the_warmup_compute():
 
 def test_what_is_no_count_is_refused():
     for options in ({"warmup": 0}, {"every": 0}):
-        with pytest.raises(ValueError, match="=0 is not a positive step count; try "):
+        with pytest.raises(ValueError, match="=0 is not a count of 1 or more; try "):
             ModuleThreshold(**options)
     with pytest.raises(ValueError, match=r"try gamma=0\.5"):
         ModuleThreshold(-1.0)
