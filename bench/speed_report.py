@@ -40,7 +40,8 @@ tell what the list has added.
 A wait as long as our code takes, in a loop that touches nothing, does not slow the model, and what
 is quicker in a loop is often no quicker after a forward, where its code has left the caches.
 
-The policy reckons with numbers: tensors of one entry a sample cost more than their arithmetic.
+The policy reckons with numbers: tensors of one entry a sample cost more than their arithmetic. What
+the model itself calls is still warm: squares are summed by a product and a sum and not by `vecdot`.
 Python calls were taken out of the path until what is left does something. The values of a history
 in one buffer, so that a forecast is one torch call in place of three, are hardly quicker after a
 forward, and numpy is slower there. Next to try: one copy for the lane and the evidence where
