@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -22,7 +22,8 @@ from .sites.discovery import denoisers, foreign_cache, schedulers
 from .wrapping import ModelWrapping, PipelineWrapping, wrappings
 
 T = TypeVar("T")
-_disabled: WeakSet[Any] = WeakSet()
+# What would have been wrapped, had DIFFCACHE_DISABLE not been set, with which method.
+_disabled: WeakKeyDictionary[Any, Method] = WeakKeyDictionary()
 
 
 def wrap(
@@ -76,7 +77,7 @@ def wrap(
     unwrap(target)
     if disabled():
         _say_disabled()
-        _disabled.add(target)
+        _disabled[target] = composed
         return target
     if isinstance(target, nn.Module):
         ModelWrapping(composed, scheduler, calibration).put_on(target)
@@ -133,7 +134,7 @@ def _say_disabled() -> None:
 
 def unwrap(target: T) -> T:
     """Makes a wrapped pipeline or denoiser plain again; one that is not wrapped stays as it is."""
-    _disabled.discard(target)
+    _disabled.pop(target, None)
     wrapping = wrappings.get(target)
     if wrapping is not None:
         wrapping.take_off(target)
@@ -151,13 +152,15 @@ def wrapped(target: T, method: str | Method = DEFAULT, **options: Any) -> Iterat
 @contextmanager
 def restored(target: T) -> Iterator[T]:
     """Wraps `target` again as it was before, at the end of a `with` block."""
-    before = wrappings.get(target)
+    before, denied = wrappings.get(target), _disabled.get(target)
     try:
         yield target
     finally:
         unwrap(target)
         if before is not None:
             before.put_on(target)
+        if denied is not None:
+            _disabled[target] = denied
 
 
 @contextmanager
@@ -176,7 +179,8 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     Raises:
         ValueError: no method has such an option, or (at the generation) the wrapped one has not.
     """
-    methods = [*registry().values(), *(wrapping.method for wrapping in wrappings.values())]
+    wrapped_with = [wrapping.method for wrapping in wrappings.values()]
+    methods = [*registry().values(), *wrapped_with, *_disabled.values()]
     known = {name for method in methods for name in method.options()}
     if unknown := [name for name in options if name not in known]:
         raise ValueError(

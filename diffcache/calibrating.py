@@ -86,4 +86,5 @@ def calibrate(
         statistics,
         guidance,
         recorder.shapes,
+        recorder.lengths,
     )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .methods import Method
+from .methods import Method, registry
 from .policies import Statistics
 from .runtime.disguise import base_of
 from .runtime.generation import Generation
@@ -38,6 +38,7 @@ class Calibration(Saved):
         statistics: the numbers.
         guidance: the scales of guidance of each kind of call, by argument.
         shapes: those of a sample's latents, one for each resolution and length.
+        lengths: steps of the runs.
     """
 
     kind: ClassVar[str] = "calibration"
@@ -51,6 +52,7 @@ class Calibration(Saved):
     statistics: Statistics = field(default_factory=lambda: Statistics(0))
     guidance: list[dict[str, float]] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
 
     @classmethod
     def restored(cls, found: dict[str, Any]) -> Calibration:
@@ -123,7 +125,7 @@ def fitted(
                 f"this calibration was measured for {calibration.method!r} and is given to "
                 f"{method.name!r}; call diffcache.wrap(pipe, {calibration.method!r}, "
                 f"calibration=calibration), or diffcache.calibrate(pipe, prompts, "
-                f"method={method.name!r})"
+                f"method={_asked(method)})"
             )
         return replace(method, policy=policy.fit(calibration.statistics))
     if policy.measured is None or getattr(policy, policy.measured) is not None:
@@ -135,8 +137,8 @@ def fitted(
         names = ", ".join(type(plain_module(module)).__name__ for module in modules)
         raise ValueError(
             f"{method.name!r} needs {policy.measured} measured on {names}, and none are published; "
-            f"call calibration = diffcache.calibrate(pipe, prompts, method={method.name!r}), then "
-            f"diffcache.wrap(pipe, {method.name!r}, calibration=calibration)"
+            f"call calibration = diffcache.calibrate(pipe, prompts, method={_asked(method)}), then "
+            f"diffcache.wrap(pipe, {_asked(method)}, calibration=calibration)"
         )
     return method
 
@@ -220,8 +222,8 @@ def watch(calibration: Calibration | None, generation: Generation) -> None:
 
     def told(prediction: Tensor, steps: int) -> None:
         shape, drift = list(prediction.shape[1:]), []
-        if steps != calibration.statistics.steps:
-            drift.append(f"{steps} steps in place of {calibration.statistics.steps}")
+        if calibration.lengths and steps not in calibration.lengths:
+            drift.append(f"{steps} steps in place of {calibration.lengths[0]}")
         if calibration.shapes and shape not in calibration.shapes:
             drift.append(f"latents {shape} in place of {calibration.shapes[0]}")
         if drift:
@@ -232,9 +234,17 @@ def watch(calibration: Calibration | None, generation: Generation) -> None:
     generation.told = told
 
 
+def _asked(method: Method) -> str:
+    """How `calibrate` is asked for a method: by its name, where the catalogue's has its policy."""
+    named = registry().get(method.name)
+    same = named is not None and type(named.policy) is type(method.policy)
+    return repr(method.name) if same else "method"
+
+
 def _careful(method: Method, drift: list[str]) -> tuple[Method, str]:
     note = (
         f"the calibration was measured otherwise ({'; '.join(drift)}), so that no two steps in a "
-        f"row are skipped; diffcache.calibrate(pipe, prompts, method={method.name!r}) measures anew"
+        "row are skipped; "
+        f"diffcache.calibrate(pipe, prompts, method={_asked(method)}) measures anew"
     )
     return method.configured(max_consecutive_skips=1), note

@@ -258,7 +258,8 @@ class Scale:
         self.low, self.high = (0.0, 1.0) if fits else (low, max(high, low + 1e-12))
 
     def of(self, run: Run) -> np.ndarray:
-        return (run.pictures - self.low) / (self.high - self.low)
+        # Latents and waveforms know no bounds; farther off than this, all are as bad.
+        return np.clip((run.pictures - self.low) / (self.high - self.low), -1, 2)
 
     def notes(self) -> list[str]:
         if (self.low, self.high) == (0.0, 1.0):

@@ -146,8 +146,10 @@ def _header(axes: Axes, panel: Panel, width: float) -> None:
     axes.set_ylim(HEADER_INCHES, 0)
     title = textwrap.shorten(panel.title, 94, placeholder=" …")
     size = 13 * min(1, TITLE_CHARACTERS / max(1, len(title)))
-    axes.text(0.04, 0.16, title, size=size, weight="bold", color=INK, va="top")
-    axes.text(0.04, 0.42, panel.subtitle, size=9, color=MUTED, va="top", linespacing=1.4)
+    axes.text(0.04, 0.16, title, parse_math=False, size=size, weight="bold", color=INK, va="top")
+    axes.text(
+        0.04, 0.42, panel.subtitle, parse_math=False, size=9, color=MUTED, va="top", linespacing=1.4
+    )
     names = ("with", "without", f"difference × {panel.amplification}")
     for column, name in enumerate(names):
         x = (column + 0.5) * INCHES
@@ -171,8 +173,10 @@ def _timeline(axes: Axes, panel: Panel, row: int) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(1, 0)
     prompt = textwrap.shorten(panel.prompts[row], 104, placeholder=" …")
-    axes.text(0, 0.42, textwrap.fill(prompt, 52), size=8.5, color=INK, va="bottom")
-    axes.text(0, 0.68, panel.remarks[row], size=8, color=MUTED, va="top")
+    axes.text(
+        0, 0.42, textwrap.fill(prompt, 52), parse_math=False, size=8.5, color=INK, va="bottom"
+    )
+    axes.text(0, 0.68, panel.remarks[row], parse_math=False, size=8, color=MUTED, va="top")
     if panel.mask is None:
         return
     steps = len(panel.mask)

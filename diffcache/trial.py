@@ -18,8 +18,8 @@ from .api import report
 from .runtime.report import Report
 
 _RESERVED = {
-    "generator": "compare(pipe, prompts, seeds=[...]) makes one a picture",
-    "output_type": "compare(pipe, prompts) asks for floats, because bytes would hide small errors",
+    "generator": "seeds=[...] makes one a picture",
+    "output_type": "floats are asked for, because bytes would hide small errors",
     "return_dict": "leave it out",
     "num_images_per_prompt": "list a prompt twice, with two seeds",
     "num_videos_per_prompt": "list a prompt twice, with two seeds",
@@ -83,7 +83,7 @@ class Trial:
         own = set(self.entries[0])
         for name in (*own, *self.call_kwargs):
             if name in _RESERVED:
-                raise ValueError(f"compare takes no {name}: {_RESERVED[name]}")
+                raise ValueError(f"{name} cannot be given: {_RESERVED[name]}")
         if twice := own & set(self.call_kwargs):
             raise ValueError(
                 f"{', '.join(sorted(twice))} is given with the prompts and for every call; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -52,6 +52,8 @@ def _put_on(
     draft: Draft | None = None,
 ) -> None:
     """Puts a method's site on the denoisers, and tells the generation of a smaller one."""
+    parts = modules.values()
+    generation.trained = cache(lambda: any(p.requires_grad for m in parts for p in m.parameters()))
     sites = stack.enter_context(ExitStack())
     _attach(sites, generation, method, modules, draft)
     smaller = method.on_output()

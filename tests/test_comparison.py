@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 import diffcache
 from diffcache.comparing import unsteady
 from diffcache.comparison import Comparison, Row
+from diffcache.measuring import Scale
 from diffcache.metrics import mean_error_psnr, psnr, ssim
 from diffcache.plots import COMPUTED, SKIPPED, Panel, draw, panel
 
@@ -162,7 +164,9 @@ def test_a_panel_draws_its_timeline_and_its_difference(tmp_path: Path) -> None:
     grey = np.full((1, 8, 8, 3), 0.5)
     green = grey.copy()
     green[..., 1] += 0.019
-    draw([Panel("title", "", ["prompt"], ["remark"], green, grey, mask)], tmp_path / "panel.png")
+    # Which matplotlib would read as mathematics.
+    words = "cash $$ money", "$_$ one", ["$5 # $6"], ["$^_^$"]
+    draw([Panel(*words, green, grey, mask)], tmp_path / "panel.png")
     with Image.open(tmp_path / "panel.png") as image:
         counts = {colour: n for n, colour in image.convert("RGB").getcolors(2**24)}
     computed, skipped = (counts[tuple(bytes.fromhex(c[1:]))] for c in (COMPUTED, SKIPPED))
@@ -185,3 +189,10 @@ def test_times_that_cannot_be_are_pointed_out():
     assert note.startswith("few: faster than the share")
     # A cache that costs more than it saves is no fault of the machine.
     assert unsteady([rows[0], replace(rows[1], seconds=9.0)]) == []
+
+
+def test_what_knows_no_bounds_is_still_compared(found: Comparison) -> None:
+    plain = np.array([[-4.0, 4.0], [0.0, np.nan]])
+    scaled = Scale(plain).of(SimpleNamespace(pictures=10 * plain))
+    assert scaled[0].tolist() == [-1.0, 2.0] and scaled[1, 0] == 0.5 and np.isnan(scaled[1, 1])
+    assert (psnr(Scale(plain).of(SimpleNamespace(pictures=plain))[:1], scaled[:1]) < 1).all()

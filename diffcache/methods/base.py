@@ -198,5 +198,8 @@ def _frozen(value: Any) -> Any:
 
 
 def _sites_with(evidence: type) -> str:
-    fitting = [site.__name__ for site in Site.__subclasses__() if evidence in site.provides]
-    return f"Use site={' or '.join(f'{name}()' for name in fitting)}"
+    fitting = [
+        f"{site.__name__}()" for site in Site.__subclasses__() if evidence in site().provides
+    ]
+    # A draft is verified by a block at the end of the stack.
+    return f"Use site={' or '.join(fitting) or 'BlockStack(tail=1)'}"

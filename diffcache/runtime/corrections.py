@@ -81,7 +81,6 @@ class Corrections:
                 for part, extra in zip((moves, clean), more, strict=True)
             )
         off = combine(values, moves)
-        restate(scheduler, combine(values, clean))
         steeper = taken_back(off.flatten(1), self._last(stage, off, found))
         slopes = self.course.slopes[place] + steeper / self.course.noise[place]
         moves = sent(moves, off.device) * slopes[:, None]
@@ -89,6 +88,7 @@ class Corrections:
         for branch in branches:
             repeated = moves.repeat(branch.rows // past.rows, 1)
             branch.blend(repeated.to(branch.slots[0][0].device))
+        restate(scheduler, combine(values, clean))
         moved = off * slopes.reshape(-1, *[1] * (off.ndim - 1))
         return {
             "model_output": prediction + moved.to(prediction.dtype),

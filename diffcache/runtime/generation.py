@@ -17,7 +17,7 @@ from .names import Names, timestep_of
 from .promises import kept
 from .reading import waits
 from .report import Report
-from .rows import tensor_leaves
+from .rows import sample_of, tensor_leaves
 from .run import Run
 from .turn import Turn
 
@@ -35,6 +35,7 @@ class Generation:
         fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
             where there is none.
         told: told the guided prediction of a run's first step, and how many steps the run has.
+        trained: whether gradients are asked of a denoiser's parameters.
 
     Nothing that goes wrong in here costs the generation: the denoiser is then computed as plain
     diffusers would, to the end of the generation, and the report says why.
@@ -56,6 +57,7 @@ class Generation:
         self.version: Callable[[], Hashable] | None = None
         self.fall_back: Callable[[], Any] | None = None
         self.told: Callable[[Tensor, int], None] | None = None
+        self.trained: Callable[[], bool] = lambda: False
         self._version: Hashable = None
         self.broken = False
         self.steps_seen = 0
@@ -125,7 +127,7 @@ class Generation:
     def _shrink(self, limit: int, scheduler: Any, kind: str) -> None:
         """Goes on with a site that keeps less, from the next step on."""
         self._close_runs()
-        self.method, self.fall_back = self.fall_back(), None
+        self.method, self.fall_back, self.told = self.fall_back(), None, None
         # The pipeline's count of steps is not that of the rest.
         self.expected_steps = lambda: None
         self._open_run(scheduler, kind)
@@ -197,7 +199,7 @@ class Generation:
         arguments = names(args, kwargs)
         sample, listed = arguments.pop(names.first, None), False
         if type(sample) is not Tensor or not sample.ndim:
-            sample, listed = _sample(sample)
+            sample, listed = sample_of(sample)
         if sample is None:
             return self._give_up("the denoiser's first argument is no sample of one shape")
         if run.samples is None:
@@ -206,12 +208,14 @@ class Generation:
                     "the denoiser is called at another timestep, and no scheduler step was observed"
                 )
             run.uniform = not all(self.checked.values())
-        elif run.index == 1:
+        elif run.index:
             run.follow(timestep_of(arguments))
         if self.version is not None and not run.step_rows:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments, self.version is not None)
+        if torch.is_grad_enabled() and (self.trained() or _ask_gradients((args, kwargs))):
+            run.differentiate()
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
         if not (lane.histories or lane.memory or turn.mask is None or turn.full):
             self.report.note(_nothing_kept(lane))
@@ -277,6 +281,10 @@ class Generation:
         self.report.note(f"the cache was given up and everything computed from there: {why}")
 
 
+def _ask_gradients(call: Any) -> bool:
+    return any(leaf.requires_grad for leaf in tensor_leaves(call))
+
+
 def _nothing_kept(lane: Lane) -> str:
     """Why a call that was to be skipped has nothing to be forecast from."""
     if lane.calls > 1:
@@ -288,13 +296,3 @@ def _nothing_kept(lane: Lane) -> str:
         "a call in a skipped step was computed, as it continued no earlier one (a guidance branch "
         "that begins late, or other conditioning, shape or denoiser)"
     )
-
-
-def _sample(value: Any) -> tuple[Tensor | None, bool]:
-    """The sample `[rows, ...]`, None if it is none, and whether it is given as a list of rows."""
-    if isinstance(value, Tensor):
-        return (value if value.ndim else None), False
-    rows = value if isinstance(value, (list, tuple)) else []
-    if rows and all(isinstance(row, Tensor) and row.shape == rows[0].shape for row in rows):
-        return rows[0].expand(len(rows), *rows[0].shape), True
-    return None, False

@@ -47,6 +47,12 @@ def _form(leaves: Sequence[Tensor]) -> list[tuple]:
     return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
 
 
+def _room(leaves: Sequence[Tensor]) -> list[Tensor]:
+    # A denoiser may be called in inference mode, and its scheduler stepped outside of it.
+    with torch.inference_mode(False):
+        return [torch.zeros_like(leaf) for leaf in leaves]
+
+
 class History:
     """The last `capacity` computed values of some tensors, kept row by row.
 
@@ -110,7 +116,7 @@ class History:
         slots, shared = self.slots, self.anchors[0]
         if not shared or shared[0].time != anchor.time:
             if len(slots) < self.capacity:
-                slots.append([] if own else [torch.empty_like(leaf) for leaf in leaves])
+                slots.append([] if own else _room(leaves))
             slots.insert(0, slots.pop())
             shared = [anchor, *shared[: self.capacity - 1]]
         else:
@@ -125,7 +131,7 @@ class History:
     def _append_some(self, leaves: Sequence[Tensor], anchor: Anchor, rows: Sequence[bool]) -> None:
         self.level = False
         while len(self.slots) < self.capacity:
-            self.slots.append([torch.zeros_like(leaf) for leaf in leaves])
+            self.slots.append(_room(leaves))
         written = [row for row, computed in enumerate(rows) if computed]
         fresh = [
             row

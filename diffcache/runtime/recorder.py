@@ -26,6 +26,7 @@ class Recorder:
 
     Attributes:
         shapes: those of a sample's prediction, in the runs that were recorded.
+        lengths: steps of these runs.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Recorder:
         self._keys: set[str] = set()
         self._steps = 0
         self.shapes: list[list[int]] = []
+        self.lengths: list[int] = []
 
     def take(
         self,
@@ -64,9 +66,11 @@ class Recorder:
         past.insert(0, [value.detach().float().clone() for value in values])
         del past[LAGS:]
 
-    def predicted(self, prediction: Tensor) -> None:
-        """Takes in the guided `prediction` `[samples, ...]` of a step."""
+    def predicted(self, prediction: Tensor, steps: int) -> None:
+        """Takes in the guided `prediction` `[samples, ...]` of a step of a run of so many."""
         shape = list(prediction.shape[1:])
+        if steps not in self.lengths:
+            self.lengths.append(steps)
         if shape not in self.shapes:
             self.shapes.append(shape)
 

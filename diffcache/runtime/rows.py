@@ -161,3 +161,13 @@ def along(mask: list[bool], like: Tensor) -> Tensor:
 def as_index(mask: list[bool]) -> Tensor:
     """Row numbers where `mask` is True."""
     return torch.tensor([row for row, computed in enumerate(mask) if computed])
+
+
+def sample_of(value: Any) -> tuple[Tensor | None, bool]:
+    """The sample `[rows, ...]`, None if it is none, and whether it is given as a list of rows."""
+    if isinstance(value, Tensor):
+        return (value if value.ndim else None), False
+    rows = value if isinstance(value, (list, tuple)) else []
+    if rows and all(isinstance(row, Tensor) and row.shape == rows[0].shape for row in rows):
+        return rows[0].expand(len(rows), *rows[0].shape), True
+    return None, False

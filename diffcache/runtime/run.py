@@ -95,7 +95,7 @@ class Run:
         return timestep is not None and self.timetable.same(self.opening, timestep)
 
     def follow(self, timestep: Tensor | float | None) -> None:
-        """Computes everything where `timestep`, of the second step, is surely that of another."""
+        """Computes everything where `timestep` is surely not that of the current step."""
         if timestep is not None and self.timetable.elsewhere(timestep, self.index):
             self._unless_forced("the scheduler is not stepped from each timestep to the next")
 
@@ -208,6 +208,8 @@ class Run:
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
+        if self.index:
+            self.follow(arguments.get("timestep"))
         # A loop may step again after an error, and make calls before it does.
         self._settled = None
         self._moved = None
@@ -237,12 +239,10 @@ class Run:
             self._locate(arguments.get("timestep"), total())
         if self.full is None and self.method.guards.stochastic:
             self._unless_forced(stochastic_by_call(arguments))
-        if self.index == 1:
-            self.follow(arguments.get("timestep"))
         while self.awaiting:
             self.awaiting.pop()(prediction)
         if (recorder := recording.get()) is not None:
-            recorder.predicted(prediction)
+            recorder.predicted(prediction, self.total)
         self._observe(prediction, latents)
         self.lanes.next_step()
         self._enter(self.index + 1)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .lanes import Lane
 from .promises import kept
 from .reading import Reader, on_host
 from .recorder import recording
-from .rows import as_index, map_leaves, samples_to_rows, tensor_leaves
+from .rows import as_index, map_leaves, samples_to_rows
 from .run import Run
 
 
@@ -52,8 +51,6 @@ class Turn:
         self.mask: list[bool] | None = None
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
-        if torch.is_grad_enabled() and any(map(_differentiable, tensor_leaves((args, kwargs)))):
-            run.differentiate()
         self._settle(run.decide())
         if run.measures_modules and run.samples is not None:
             run.stage.collector.attend(lane)
@@ -211,9 +208,6 @@ class Turn:
             corrected: whether as many are kept as corrections read.
         """
         run, lane = self.run, self.lane
-        # A denoiser's own parameters may be what gradients are asked of.
-        if torch.is_grad_enabled() and any(map(_differentiable, values)):
-            run.differentiate()
         if run.full is not None:
             return self.record(key, values, group)
         mask = self.mask if mask is None else mask
@@ -241,7 +235,3 @@ class Turn:
         run = self.run
         factors = run.stage.damping(run.predictor)
         return self.lane.history(key).forecast(run.predictor, run.now, factors)
-
-
-def _differentiable(tensor: Tensor) -> bool:
-    return tensor.requires_grad

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+)
 
 import diffcache
 
@@ -202,6 +207,45 @@ def test_time_may_rise(unet, kind):
     loop(stop=7)
     loop()
     assert diffcache.report(model).mask.tolist() == mask
+
+
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_only_the_denoiser_may_be_in_inference_mode(unet, sampler):
+    model = unet.unet
+    scheduler = sampler.from_config(unet.scheduler.config)
+    diffcache.wrap(model, scheduler=scheduler, **OPTIONS)
+
+    def loop(mode: Any) -> torch.Tensor:
+        scheduler.set_timesteps(STEPS)
+        latents, texts = inputs()
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                with mode():
+                    found = model(latents, t, encoder_hidden_states=texts[2:]).sample
+                latents = scheduler.step(found, t, latents).prev_sample
+        return latents
+
+    wanted = loop(torch.no_grad)
+    mask = diffcache.report(model).mask.tolist()
+    assert torch.equal(loop(torch.inference_mode), wanted)
+    assert diffcache.report(model).mask.tolist() == mask
+
+
+def test_the_last_step_alone_may_be_gone_back_through(unet):
+    """As DRaFT trains, where the sample of the last step asks for no gradient."""
+    model, scheduler = unet.unet.requires_grad_(True), unet.scheduler
+    diffcache.wrap(model, scheduler=scheduler, mask=[True, True, *[False] * (STEPS - 2)])
+    scheduler.set_timesteps(STEPS)
+    latents, texts = inputs()
+    for t in scheduler.timesteps:
+        with torch.set_grad_enabled(bool(t == scheduler.timesteps[-1])):
+            found = model(latents, t, encoder_hidden_states=texts[2:]).sample
+            latents = scheduler.step(found, t, latents).prev_sample
+    latents.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    report = diffcache.report(model)
+    assert report.timeline() == "██" + "·" * (STEPS - 3) + "█"
+    assert any("gradients flow" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("asked", ["sample", "sample, from the middle", "weights"])

@@ -9,7 +9,9 @@ from peft import LoraConfig
 
 import diffcache
 from diffcache.calibration import guidance_of
-from diffcache.policies import AccumulatedProbe, Statistics
+from diffcache.methods import find
+from diffcache.policies import AccumulatedProbe, MagnitudeRatios, Statistics
+from diffcache.sites import BlockStack
 
 
 def arguments(steps=12):
@@ -159,6 +161,25 @@ def test_what_changes_later_is_a_note_and_caution(dit, generate, words):
     report = diffcache.report(dit)
     assert any(words in note for note in report.notes), report.notes
     assert "·" in report.timeline() and "··" not in report.timeline()
+
+
+def test_steps_left_after_caches_were_too_large_are_no_other_number_of_steps(dit, generate):
+    diffcache.wrap(dit, "magcache", calibration=measure(dit, "magcache"), max_cache_bytes=5000)
+    generate(dit, cfg=False)
+    notes = diffcache.report(dit).notes
+    assert any("outgrew" in note for note in notes) and not any("otherwise" in n for n in notes)
+
+
+@pytest.mark.parametrize("wrapped", ["custom", "interval"])
+def test_a_composition_without_a_name_is_asked_for_by_itself(dit, wrapped):
+    method = diffcache.Method(site=BlockStack(), policy=MagnitudeRatios())
+    if wrapped == "interval":
+        method = find("interval").configured(policy="magcache", site="magcache")
+    with pytest.raises(
+        ValueError, match=r"calibrate\(pipe, prompts, method=method\), then .*method,"
+    ):
+        diffcache.wrap(dit, method)
+    diffcache.wrap(dit, method, calibration=measure(dit, method))
 
 
 def test_guidance_counts_however_it_is_given(dit):

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
 import diffcache
 from diffcache import Guards, Method
-from diffcache.policies import Gated, Interval, Threshold
+from diffcache.policies import Drafted, Gated, Interval, Threshold
 from diffcache.sites import BlockStack, Output
 
 
@@ -163,6 +163,12 @@ def test_request_refuses_what_no_method_knows(pipe):
         diffcache.request(tolerence=0.1),
     ):
         pass
+
+
+def test_a_site_for_drafts_is_one_that_verifies_them():
+    with pytest.raises(ValueError, match=r"reads DraftError.*Use site=BlockStack\(tail=1\)"):
+        Method(site=BlockStack(), policy=Drafted())
+    assert Method(site=BlockStack(tail=1), policy=Drafted()).site.tail == 1
 
 
 def test_request_knows_options_of_a_method_of_ones_own(pipe, generate):

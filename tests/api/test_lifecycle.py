@@ -8,6 +8,7 @@ import torch
 
 import diffcache
 from diffcache import api
+from diffcache.policies import Gated, Interval
 
 
 def timeline(pipe: Any, generate: Any) -> str:
@@ -113,6 +114,13 @@ def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
         run.refine()
     with pytest.raises(ValueError, match="no option"):
         diffcache.wrap(pipe, "interval", evry=3)
+
+    with diffcache.wrapped(pipe, "interval"):
+        generate(pipe)
+    assert "DIFFCACHE_DISABLE=1" in diffcache.report(pipe).notes[0]
+    diffcache.wrap(pipe, diffcache.Method(policy=Gated(6, Interval(2), Interval(3))))
+    with diffcache.request(gate=9):
+        generate(pipe)
 
     monkeypatch.delenv("DIFFCACHE_DISABLE")
     diffcache.wrap(pipe, "interval", every=3)

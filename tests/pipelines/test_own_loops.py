@@ -62,3 +62,30 @@ def test_a_draft_is_exact_where_processors_keep_what_the_pipeline_reads(own_loop
     with diffcache.request(keep_prefix=True) as run:
         latents()
     assert torch.equal(run.refine().images, plain)
+
+
+class Travel(diffusers.StableDiffusionPipeline):
+    """Goes back four steps after the eighth, as resampling does."""
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        scheduler, unet = self.scheduler, self.unet
+        scheduler.set_timesteps(12)
+        texts, _ = self.encode_prompt(["two red circles"], "cpu", 1, False)
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(
+            1, unet.config.in_channels, *[unet.config.sample_size] * 2, generator=generator
+        )
+        for i in (*range(8), *range(4, 12)):
+            t = scheduler.timesteps[i]
+            predicted = unet(latents, t, encoder_hidden_states=texts).sample
+            latents = scheduler.step(predicted, t, latents).prev_sample
+
+
+def test_a_loop_that_goes_back_is_computed_from_there():
+    pipe = Travel(**tiny.pipeline("unet").components)
+    diffcache.wrap(pipe, "interval", every=4)
+    pipe()
+    report = diffcache.report(pipe)
+    assert report.timeline() == "███·█···" + "█" * 8
+    assert any("not stepped from each timestep to the next" in note for note in report.notes)
