@@ -179,9 +179,9 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     Raises:
         ValueError: no method has such an option, or (at the generation) the wrapped one has not.
     """
-    wrapped_with = [wrapping.method for wrapping in wrappings.values()]
-    methods = [*registry().values(), *wrapped_with, *_disabled.values()]
-    known = {name for method in methods for name in method.options()}
+    own = [wrapping.method for wrapping in wrappings.values()]
+    asked = [*registry().values(), *own, *_disabled.values()]
+    known = {name for method in asked for name in method.options()}
     if unknown := [name for name in options if name not in known]:
         raise ValueError(
             f"no method has an option {', '.join(map(repr, unknown))}; "

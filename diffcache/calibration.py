@@ -208,10 +208,13 @@ def cautious(
     calibration: Calibration | None,
     modules: Iterable[nn.Module],
     schedulers: Iterable[Any],
-    guidance: dict[str, float],
+    call: partial | None = None,
 ) -> tuple[Method, str | None]:
     """The method, and where the calibration no longer fits, one that skips once at a time."""
-    drift = calibration.drift(modules, schedulers, guidance) if calibration is not None else []
+    if calibration is None:
+        return method, None
+    guidance = {} if call is None else guidance_of(call)
+    drift = calibration.drift(modules, schedulers, guidance)
     return _careful(method, drift) if drift else (method, None)
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from .calibration import Calibration, cautious, guidance_of, watch
+from .calibration import Calibration, cautious, watch
 from .methods import Method
 from .refining import Draft
 from .requesting import requests
@@ -121,7 +121,7 @@ class PipelineWrapping:
         named = {} if own else denoisers(pipe)
         modules = tuple(named.values())
         method, note = cautious(
-            requested(self.method), self.calibration, modules, schedulers(pipe), guidance_of(call)
+            requested(self.method), self.calibration, modules, schedulers(pipe), call
         )
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
@@ -278,7 +278,7 @@ class ModelWrapping:
 
     def _begin(self) -> None:
         module, scheduler = self._module(), self._scheduler()
-        method, note = cautious(requested(self.method), self.calibration, [module], [scheduler], {})
+        method, note = cautious(requested(self.method), self.calibration, [module], [scheduler])
         self.checked.refresh(version(module))
         self._generation = Generation(method, self.checked, lambda: None)
         watch(self.calibration, self._generation)

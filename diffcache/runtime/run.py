@@ -96,7 +96,8 @@ class Run:
 
     def follow(self, timestep: Tensor | float | None) -> None:
         """Computes everything where `timestep` is surely not that of the current step."""
-        if timestep is not None and self.timetable.elsewhere(timestep, self.index):
+        known = self.full is not None or timestep is None
+        if not known and self.timetable.elsewhere(timestep, self.index):
             self._unless_forced("the scheduler is not stepped from each timestep to the next")
 
     def _locate(self, timestep: Any, total: int | None) -> None:
@@ -211,10 +212,9 @@ class Run:
         if self.index:
             self.follow(arguments.get("timestep"))
         # A loop may step again after an error, and make calls before it does.
-        self._settled = None
-        self._moved = None
+        self._settled = self._moved = None
         known = self.corrections is not None and self.full is None and self.samples is not None
-        if not known or not any(self.stage.skipped):
+        if not (known and any(self.stage.skipped)):
             return {}
         changed = self.corrections.step(
             self.scheduler, arguments, self._outcome()[1], self.stage, self.lanes, self.now
