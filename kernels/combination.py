@@ -19,20 +19,22 @@ def combine(
 ) -> Tensor:
     """Sum K tensors, weighted per row: out[b] = sum_k w[b, k] tensors[k][b].
 
-    Accumulates in fp32 and rounds once. A weight of exactly zero drops its tensor from that row,
-    infinities and NaNs included. A row with one unit weight and zeros is therefore that tensor's
-    row bit for bit, and always a copy of it. No gradient flows through.
+    Accumulates in fp32, or in fp64 where a tensor is, and rounds once. A weight of exactly zero
+    drops its tensor from that row, infinities and NaNs included. A row with one unit weight and
+    zeros is therefore that tensor's row bit for bit, and always a copy of it. No gradient flows
+    through.
 
-    On CUDA with triton installed this is a single launch; elsewhere about one torch call a tensor.
+    On CUDA with triton installed this is a single launch; elsewhere, and in fp64, about one torch
+    call a tensor.
     Weights given as numbers, or as a tensor on the CPU that is equal for all rows, are the cheaper
     form everywhere.
 
     Args:
-        tensors: 1 to 8 tensors of one shape [B, ...] and one device; fp32, fp16 or bf16 and any
-            strides, both free to differ between them.
+        tensors: 1 to 8 tensors of one shape [B, ...] and one device; fp32, fp16, bf16 or fp64 and
+            any strides, both free to differ between them.
         weights: a tensor [K] or [B, K] or K numbers, used as fp32; a tensor on the CPU will do for
             tensors on any device.
-        out: where to write: fp32, fp16 or bf16, of the shape and device of `tensors[0]`, any
+        out: where to write: any of these dtypes, of the shape and device of `tensors[0]`, any
             strides but expanded ones. It may be one of `tensors`, but not overlap one in part.
 
     Returns:
@@ -54,28 +56,32 @@ def combine(
         tensors, weights = zip(*used, strict=True)
         if weights == (1.0,):
             return _destination(like, out).copy_(tensors[0])
-    if uses_triton(like.device):
+    wide = any(tensor.dtype is torch.float64 for tensor in tensors)
+    if not wide and uses_triton(like.device):
         from .combination_triton import launch_combine
 
         return launch_combine(tensors, weights, _destination(like, out))
-    total = combine_torch(tensors, weights, like)
+    total = combine_torch(tensors, weights, like, torch.float64 if wide else torch.float32)
     return total.to(like.dtype) if out is None else out.copy_(total)
 
 
 def combine_torch(
-    tensors: Sequence[Tensor], weights: tuple[float, ...] | Tensor, like: Tensor
+    tensors: Sequence[Tensor],
+    weights: tuple[float, ...] | Tensor,
+    like: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Torch twin of the kernel, for checked operands; what runs on CPU.
 
-    Returns a new fp32 tensor of the memory format of `like`, which never aliases an operand.
+    Returns a new tensor of `dtype` and the memory format of `like`, which aliases no operand.
     """
-    total = torch.empty_like(like, dtype=torch.float32)
+    total = torch.empty_like(like, dtype=dtype)
     if isinstance(weights, Tensor):
-        return _add_rows(tensors, weights.float(), total)
-    if tensors[0].dtype is torch.float32:
+        return _add_rows(tensors, weights.to(dtype), total)
+    if tensors[0].dtype is dtype:
         torch.mul(tensors[0], weights[0], out=total)
     else:
-        # torch.mul would round the product to the half precision of its input.
+        # torch.mul would round the product to the lower precision of its input.
         total.copy_(tensors[0]).mul_(weights[0])
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
@@ -90,7 +96,7 @@ def _add_rows(tensors: Sequence[Tensor], weights: Tensor, total: Tensor) -> Tens
     # Reading weights back would stall a device, which this runs on where triton is not.
     some_zero = (weights == 0).any(0).tolist() if weights.is_cpu else [True] * len(tensors)
     for tensor, column, with_zero in zip(tensors, columns, some_zero, strict=True):
-        tensor = tensor.float()
+        tensor = tensor.to(total.dtype)
         if with_zero:
             total.add_((tensor * column).masked_fill_(column == 0, -0.0))
         else:

@@ -62,7 +62,7 @@ def latent_difference(
 
     Args:
         tensors: H_0 to H_{K-1}, newest first, 1 to 4 of one shape [B, ...] and one device; fp32,
-            fp16 or bf16 and any strides, both free to differ between them.
+            fp16, bf16 or fp64 and any strides, both free to differ between them.
         coefficients: c as a tensor [K] or [B, K] or K numbers, used as fp32; a tensor on the CPU
             will do for latents on any device.
         steps: also fill the fields about steps, for a little more work.

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from .transfer import sent
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensors(caller: str, tensors: Sequence[Tensor], limit: int) -> tuple[Tensor, ...]:
     """Return `tensors` as a tuple of 1 to `limit` detached floats of one shape and device.
 
     Raises:
-        TypeError: not a sequence of tensors, or a dtype other than fp32, fp16 and bf16.
+        TypeError: not a sequence of tensors, or a dtype other than fp32, fp16, bf16 and fp64.
         ValueError: none or too many tensors, a 0-d tensor, differing shapes or devices.
     """
     if not isinstance(tensors, (tuple, list)):

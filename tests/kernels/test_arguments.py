@@ -20,7 +20,7 @@ def function(request):
         (X, [1.0, 1.0], TypeError, ["Tensor", "list or tuple"]),
         ([X, None], [1.0, 1.0], TypeError, ["tensors[1]", "NoneType"]),
         ([X, X.long()], [1.0, 1.0], TypeError, ["tensors[1]", "torch.int64", "torch.bfloat16"]),
-        ([X.double()], [1.0], TypeError, ["torch.float64", "torch.float32"]),
+        ([X.bool()], [1.0], TypeError, ["torch.bool", "torch.float32"]),
         ([torch.tensor(1.0)], [1.0], ValueError, ["0-d", "[B, ...]"]),
         ([X, X[:1]], [1.0, 1.0], ValueError, ["tensors[1]", "[1, 3]", "[2, 3]"]),
         ([X, X.to("meta")], [1.0, 1.0], ValueError, ["tensors[1]", "meta", "cpu"]),

@@ -9,8 +9,9 @@ from diffcache import kernels
 WEIGHTS = (1.7, -1.5, 0.75, -0.3, 1.1, -0.01, 3.0, 0.2)
 
 SHAPES = [(1, 1), (3,), (8, 3), (2, 17, 5), (5, 3, 2, 1, 7), (1, 2, 33, 65)]
-# Relative error of one rounding to the dtype; all else is fp32.
+# Relative error of one rounding to the dtype; all else is fp32, at least.
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+ROUNDING[torch.float64] = 2**-53
 SUMMATION = 8 * 2**-24
 LAYOUTS = [
     "channels_last",
@@ -113,6 +114,16 @@ def test_half_precision_accumulates_in_single(engine, operand, naive, shape, wei
     out = torch.full(shape, torch.nan, device=engine.device)
     kernels.combine(tensors, weights, out=out)
     assert_close(out, *naive.combine(tensors, weights), engine)
+
+
+@pytest.mark.parametrize("weights", ["shared", "per-row"])
+def test_double_precision_is_kept(engine, operand, naive, weights):
+    dtypes = [torch.float64, torch.float32, torch.float64]
+    tensors = [operand((2, 3, 50), dtype=dtype, device=engine.device) for dtype in dtypes]
+    weights = (1.5, -1.25, 0.75) if weights == "shared" else operand((2, 3))
+    expected, magnitude = naive.combine(tensors, weights)
+    error = np.abs(kernels.combine(tensors, weights).cpu().numpy() - expected)
+    assert (error <= 8 * 2**-53 * magnitude).all()
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

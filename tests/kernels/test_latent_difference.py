@@ -67,7 +67,7 @@ def test_equals_the_definition_in_any_layout(engine, operand, naive, shape, layo
 )
 @pytest.mark.parametrize("shape", [(2, 3, 11, 6)], ids=shape_id)
 def test_layouts_and_dtypes_may_differ(engine, operand, naive, shape, layouts):
-    dtypes = [torch.bfloat16, torch.float32, torch.float16, torch.float32]
+    dtypes = [torch.bfloat16, torch.float32, torch.float16, torch.float64]
     tensors = [
         operand(shape, layout, dtype, engine.device)
         for layout, dtype in zip(layouts, dtypes, strict=True)

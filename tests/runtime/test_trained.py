@@ -81,3 +81,18 @@ def test_more_of_the_run_is_no_farther_from_it():
         with diffcache.wrapped(pipe, compute=compute):
             found.append(metrics.psnr(made(), full).mean())
     assert found[1] > found[0] + 1
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_double_precision_is_served(kind):
+    pipe = tiny.pipeline(kind, dtype=torch.float64)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 12, "output_type": "pt"}
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    plain = pipe(list(PROMPTS), generator=seeds, **call).images
+    with diffcache.wrapped(pipe, tolerance=0.2):
+        seeds = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        found = pipe(list(PROMPTS), generator=seeds, **call).images
+        assert diffcache.report(pipe).compute_fraction < 0.9
+    error = (found - plain).square().flatten(1).mean(1)
+    assert (-10 * error.clamp(min=1e-12).log10() > 20).all()
