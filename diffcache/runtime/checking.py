@@ -16,8 +16,11 @@ from .rows import as_index, by_rows, tensor_leaves
 from .turn import Turn
 
 
-class Checked(dict[Hashable, bool]):
-    """Which kinds of calls may be made with some rows of a batch, as far as it was seen."""
+class Checked(dict[Hashable, str | None]):
+    """Why kinds of calls are not made with some rows of a batch, None where they may be.
+
+    What is in it was seen.
+    """
 
     _version: Hashable = None
 
@@ -27,19 +30,25 @@ class Checked(dict[Hashable, bool]):
             self.clear()
         self._version = version
 
+    @property
+    def why_coupled(self) -> str | None:
+        """Why no call is made with some rows of a batch; None where there is no reason."""
+        return next(filter(None, self.values()), None)
 
-def unchecked(attachment: Any, turn: Turn, checked: dict[Hashable, bool]) -> bool:
+
+def unchecked(attachment: Any, turn: Turn, checked: Checked) -> bool:
     """Whether a call of several rows may be mixed, and no mixed one of its kind is in `checked`."""
     # A draft that some rows reject becomes a mixed step.
     settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
     return not (settled or _signature(attachment, turn) in checked)
 
 
-def run_first(attachment: Any, turn: Turn, checked: dict[Hashable, bool], report: Report) -> Any:
+def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> Any:
     """Serves a call that may be the first mixed one of its kind, and enters it in `checked`.
 
     That one is computed in full as well; models that couple rows, or cannot be called with
-    some of them, stop mixing.
+    some of them, stop mixing. Where it comes to nothing finite nothing is entered, and only the
+    run stops mixing.
     """
     turn.expose_row()
     before = turn.lane.snapshot()
@@ -49,23 +58,34 @@ def run_first(attachment: Any, turn: Turn, checked: dict[Hashable, bool], report
     except Exception as error:
         if not turn.mixed:
             raise
-        why = f"cannot be called with some rows of a batch ({type(error).__name__}: {error})"
+        found = f"{type(error).__name__}: {error}"
+        why = f"some rows of a batch could not be computed apart ({found})"
     if not turn.mixed:
         return output
     mask, after = turn.mask, turn.lane.snapshot()
     turn.lane.restore(before)
     turn.compute_all()
     full = attachment.run(turn)
-    if why is None and not _agree(turn, output, full, as_index(mask)):
-        why = "couples the rows of a batch"
-    checked[_signature(attachment, turn)] = why is None
-    if why is None:
+    alike = why is None and _agree(turn, output, full, as_index(mask))
+    if alike is None:
+        turn.run.couple_samples()
+        report.note(
+            "a mixed step could not be checked, as what it computes is not finite, so all samples "
+            "of this run are computed together"
+        )
+        return full
+    if alike:
+        checked[_signature(attachment, turn)] = None
         turn.lane.restore(after)
         turn.mask = mask
         report.note("rows are independent: one mixed step was computed twice to make sure")
         return output
+    why = (
+        f"{why or 'the denoiser couples the rows of a batch'}, so all samples are computed together"
+    )
+    checked[_signature(attachment, turn)] = why
     turn.run.couple_samples()
-    report.note(f"the denoiser {why}, so all samples are computed together")
+    report.note(why)
     return full
 
 
@@ -74,16 +94,17 @@ def _signature(attachment: Any, turn: Turn) -> Hashable:
     return (attachment.key, turn.rows, shapes)
 
 
-def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool:
-    return all(
-        _close(a[sent(index, a.device)], b[sent(index, b.device)])
-        for a, b in zip(by_rows(gathered, turn.listed), by_rows(full, turn.listed), strict=True)
-    )
+def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool | None:
+    """Whether rows are the same in both; None where none of them is finite in the full one."""
+    pairs = zip(by_rows(gathered, turn.listed), by_rows(full, turn.listed), strict=True)
+    found = [_close(a[sent(index, a.device)], b[sent(index, b.device)]) for a, b in pairs]
+    return all(map(all, found)) if any(found) else None
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to what another batch size changes in a kernel's order of summation."""
+def _close(a: Tensor, b: Tensor) -> list[bool]:
+    """Of rows finite in `b`: equal up to what another batch size changes in the order of sums."""
     tolerance = 1e-3 if a.dtype == torch.float32 else 3e-2
     difference = (a.float() - b.float()).flatten(1).norm(dim=1)
-    within = difference <= tolerance * b.float().flatten(1).norm(dim=1)
-    return bool(on_host(within).all())
+    size = b.float().flatten(1).norm(dim=1)
+    finite, within = on_host(torch.stack([size.isfinite(), difference <= tolerance * size]))
+    return within[finite].tolist()

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checking import run_first, unchecked
-from .lanes import Lane
+from .checking import Checked, run_first, unchecked
 from .names import Names, timestep_of
 from .promises import kept
 from .reading import waits
@@ -44,7 +43,7 @@ class Generation:
     def __init__(
         self,
         method: Any,
-        checked: dict[Hashable, bool],
+        checked: Checked,
         expected_steps: Callable[[], int | None],
     ) -> None:
         self.method = method
@@ -207,7 +206,7 @@ class Generation:
                 return self._give_up(
                     "the denoiser is called at another timestep, and no scheduler step was observed"
                 )
-            run.uniform = not all(self.checked.values())
+            run.uniform = self.checked.why_coupled is not None
         elif run.index:
             run.follow(timestep_of(arguments))
         if self.version is not None and not run.step_rows:
@@ -218,7 +217,7 @@ class Generation:
             run.differentiate()
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
         if not (lane.histories or lane.memory or turn.mask is None or turn.full):
-            self.report.note(_nothing_kept(lane))
+            self.report.note(turn.nothing_kept)
         return turn
 
     def _compare_version(self, run: Run) -> None:
@@ -266,6 +265,9 @@ class Generation:
                 self.report.note(text)
             if run.full:
                 self.report.note(f"computed in full: {run.full}")
+            coupled = self.checked.why_coupled
+            if coupled is not None and (run.samples or 1) > 1:
+                self.report.note(coupled)
         self.runs.clear()
         self.run = None
 
@@ -283,16 +285,3 @@ class Generation:
 
 def _ask_gradients(call: Any) -> bool:
     return any(leaf.requires_grad for leaf in tensor_leaves(call))
-
-
-def _nothing_kept(lane: Lane) -> str:
-    """Why a call that was to be skipped has nothing to be forecast from."""
-    if lane.calls > 1:
-        return (
-            "a call in a skipped step was computed, as earlier ones left nothing to forecast from "
-            "(conditioning written over, an output without a batch axis, or parts not observed)"
-        )
-    return (
-        "a call in a skipped step was computed, as it continued no earlier one (a guidance branch "
-        "that begins late, or other conditioning, shape or denoiser)"
-    )

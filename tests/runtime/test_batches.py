@@ -149,6 +149,7 @@ def test_coupled_rows_are_computed_together(pipe, generate, masks, cfg):
 
     again, second = masks(pipe, cfg=cfg)
     assert not differ(second)
+    assert any("couples the rows" in note for note in diffcache.report(pipe).notes)
     assert diffcache.report(pipe).compute_fraction < 1
     assert latents.isfinite().all() and again.isfinite().all()
 
@@ -167,10 +168,51 @@ def test_rows_that_cannot_be_gathered_are_computed_together(pipe, generate, mask
     diffcache.wrap(pipe, tolerance=[0.4, 0.8, 1.6, 3.2])
     latents, mask = masks(pipe)
     notes = diffcache.report(pipe).notes
-    assert any("cannot be called with some rows" in n and "are missing" in n for n in notes)
+    assert any("could not be computed apart" in n and "are missing" in n for n in notes)
     assert not differ(mask)
     assert 0 < mask.sum() < mask.numel()
     assert latents.isfinite().all()
+
+
+@pytest.fixture
+def spoilt() -> torch.Tensor:
+    """Prompts of the samples of SEEDS, the second of which is not finite."""
+    prompts = torch.randn(len(SEEDS), 7, 32, generator=torch.Generator().manual_seed(0))
+    prompts[1] = float("nan")
+    return prompts
+
+
+def test_a_sample_that_is_not_finite_says_nothing_of_the_others(pipe, masks, spoilt):
+    diffcache.wrap(pipe, mask=[[True] * 4, [True, True, False, False]] * (STEPS // 2))
+    latents, mask = masks(pipe, prompt_embeds=spoilt)
+    assert latents.flatten(1).isfinite().all(1).tolist() == [True, False, True, True]
+    assert differ(mask)
+    notes = diffcache.report(pipe).notes
+    assert any("rows are independent" in note for note in notes)
+    assert not any("together" in note for note in notes)
+
+
+def test_a_mixed_step_with_nothing_finite_couples_its_own_run_alone(pipe, masks, spoilt):
+    diffcache.wrap(pipe, mask=[[True] * 4, [False, True, False, False]] * (STEPS // 2))
+    _, mask = masks(pipe, prompt_embeds=spoilt)
+    assert mask.all()
+    notes = diffcache.report(pipe).notes
+    assert any("could not be checked" in note and "this run" in note for note in notes)
+    assert not any("denoiser couples" in note for note in notes)
+    _, mask = masks(pipe)
+    assert differ(mask)
+    notes = diffcache.report(pipe).notes
+    assert any("rows are independent" in note for note in notes)
+    assert not any("together" in note for note in notes)
+
+
+def test_one_sample_of_a_model_that_couples_rows_needs_no_note(pipe, masks):
+    couple_rows(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
+    diffcache.wrap(pipe, mask=[[True, True], [True, False]] * (STEPS // 2))
+    masks(pipe, SEEDS[:2])
+    with diffcache.request(mask=[[True], [False]] * (STEPS // 2)):
+        masks(pipe, SEEDS[:1])
+    assert not any("couples" in note for note in diffcache.report(pipe).notes)
 
 
 def test_independent_rows_are_checked_once(pipe, masks, tolerances):
