@@ -103,7 +103,7 @@ class Run:
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
         guards, timetable = self.method.guards, self.timetable
-        timetable.locate(timestep, total, guards)
+        timetable.locate(timestep, total, guards, self.scheduler)
         self.total = timetable.total
         self.predictor = self.predictor.over(tuple(timetable.scaled[timetable.begin :]))
         self._enter(self.index)

@@ -54,7 +54,9 @@ class Timetable:
         self._grid: Grid | None = None
         self._steps: list[tuple[Anchor, Step]] = []
 
-    def locate(self, timestep: Any, total: int | None, guards: Guards) -> None:
+    def locate(
+        self, timestep: Any, total: int | None, guards: Guards, scheduler: Any = None
+    ) -> None:
         """Settles where in the timetable the run begins and how long it is.
 
         Args:
@@ -62,11 +64,10 @@ class Timetable:
                 not do: pipelines scale and reverse it, and some give one a token.
             total: the pipeline's own count of steps, if it keeps one.
             guards: what may not be skipped.
+            scheduler: what was stepped, which may count its steps.
         """
         if timestep is not None and self.timesteps:
-            first = self.read(timestep)
-            distance = [abs(t - first) for t in self.timesteps]
-            self.begin = distance.index(min(distance))
+            self.begin = self._nearest(timestep, getattr(scheduler, "step_index", None))
         self.total = total or len(self.timesteps) - self.begin
         places = [self._place(index) for index in range(self.total)]
         self._grid = _grid(
@@ -76,6 +77,19 @@ class Timetable:
             inf if guards.max_consecutive_skips is None else guards.max_consecutive_skips,
         )
         self._steps = list(map(self._at, range(self.total)))
+
+    def _nearest(self, timestep: Tensor | float, made: int | None) -> int:
+        """The place of a timestep, after which the scheduler counts `made` steps if it counts."""
+        place = self._entry(timestep)
+        if place is not None:
+            return place
+        first = self.read(timestep)
+        distance = [abs(t - first) for t in self.timesteps]
+        nearest = min(distance)
+        # Heun and PNDM have timesteps twice, and image to image may begin at the second one.
+        if made and made <= len(distance) and distance[made - 1] == nearest:
+            return made - 1
+        return distance.index(nearest)
 
     def read(self, timestep: Tensor | float) -> float:
         """A timestep on the host; the device is not asked for an entry of the scheduler's own."""

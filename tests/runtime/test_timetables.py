@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from diffusers import StableDiffusionPipeline as StableDiffusion
 
 import diffcache
@@ -63,6 +69,26 @@ def test_image_to_image_begins_in_the_middle(unet, runs, gate, strength, kind):
     assert [event.timestep for event in report.trace] == pipe.scheduler.timesteps[-steps:].tolist()
     wanted = [i % 4 == 0 or i < 3 or i == steps - 1 for i in range(steps)]
     assert report.mask[:, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "views"),
+    [(HeunDiscreteScheduler, True), (HeunDiscreteScheduler, False), (PNDMScheduler, True)],
+)
+def test_a_loop_may_begin_at_the_second_of_two_equal_timesteps(unet, kind, views):
+    scheduler = kind.from_config(unet.scheduler.config)
+    diffcache.wrap(unet.unet, "interval", every=3, scheduler=scheduler)
+    scheduler.set_timesteps(20)
+    times = scheduler.timesteps
+    begin = next(i for i in range(2, len(times)) if times[i] == times[i - 1])
+    latents, texts = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 32)
+    with torch.no_grad():
+        for time in times[begin:] if views else times[begin:].tolist():
+            noise = unet.unet(latents, time, encoder_hidden_states=texts).sample
+            latents = scheduler.step(noise, time, latents).prev_sample
+    report = diffcache.report(unet.unet)
+    assert [event.timestep for event in report.trace] == times[begin:].tolist()
+    assert report.compute_fraction < 1
 
 
 @pytest.mark.parametrize("steps", [5, 30])
