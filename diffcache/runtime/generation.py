@@ -112,7 +112,14 @@ class Generation:
         outgrown = limit is not None and run.bytes > limit
         if outgrown and self.fall_back is None:
             return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
+        samples = run.samples
         run.stepped(arguments, latents, self.expected_steps)
+        if samples is not None and samples != run.samples:
+            # The step's calls were still taken for those of the other samples.
+            self._start_afresh(
+                f"the number of samples changed from {samples} to {run.samples} before step "
+                f"{run.index - 1}"
+            )
         if self.told is not None and run.index == 1:
             self.told(arguments["model_output"], run.total)
         if outgrown:
@@ -202,7 +209,7 @@ class Generation:
         if sample is None:
             return self._give_up("the denoiser's first argument is no sample of one shape")
         if run.samples is None:
-            if not run.opens(timestep_of(arguments)):
+            if not run.timetable.opens(timestep_of(arguments)):
                 return self._give_up(
                     "the denoiser is called at another timestep, and no scheduler step was observed"
                 )
@@ -224,12 +231,14 @@ class Generation:
         """Starts afresh where a callback has changed the denoiser since the last step."""
         version = self.version()
         if run.index and version != self._version:
-            run.forget()
-            self.report.note(
-                f"weights, adapters or attention processors changed before step {run.index}, "
-                "so the caches were started afresh"
+            self._start_afresh(
+                f"weights, adapters or attention processors changed before step {run.index}"
             )
         self._version = version
+
+    def _start_afresh(self, why: str) -> None:
+        self.run.forget()
+        self.report.note(f"{why}, so the caches were started afresh")
 
     def finish(self) -> Report:
         """Closes the books and lets go of all memory."""

@@ -46,7 +46,8 @@ class Report:
         total: row-steps that a plain pipeline would have computed.
         calls: denoiser calls that ran the denoiser at all.
         mask: `[steps, samples]` bool, True = computed, of all runs where the call denoised several
-            times; `wrap(pipe, mask=report.mask)` replays it.
+            times; `wrap(pipe, mask=report.mask)` replays it. Empty where the number of samples
+            changed.
         trace: one `Event` a step.
         cache_bytes: most memory the caches held.
         host_reads: how often the host waited for a value from the denoiser's device; counted on

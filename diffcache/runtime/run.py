@@ -44,7 +44,6 @@ class Run:
         self.evaluates_twice = hasattr(type(scheduler), "state_in_first_order")
         self.timetable = Timetable(scheduler, earlier)
         self.total: int | None = None
-        self.opening: Tensor | float | None = None
         self._enter(0)
         self.predictor = method.predictor
         self.in_forward = method.policy.evidence is ProbeChange
@@ -87,13 +86,6 @@ class Run:
         self.now, self.step = self.timetable.at(index)
         self._settled: tuple[list[bool], list[bool]] | None = None
 
-    def opens(self, timestep: Tensor | float | None) -> bool:
-        """Whether a call at `timestep`, before any step, is one of the first step's."""
-        if self.opening is None:
-            self.opening = timestep
-            return True
-        return timestep is not None and self.timetable.same(self.opening, timestep)
-
     def follow(self, timestep: Tensor | float | None) -> None:
         """Computes everything where `timestep` is surely not that of the current step."""
         known = self.full is not None or timestep is None
@@ -125,10 +117,17 @@ class Run:
     def forget(self) -> None:
         """Drops what was computed and measured, so that this step computes like a first one."""
         self.lanes = Lanes(self.predictor.anchors)
+        self._begin_with(self.samples)
+
+    def _begin_with(self, samples: int) -> None:
+        """Makes this step the first one of so many samples, of which nothing was measured."""
+        self.samples = samples
+        self._unmeasured = torch.full((samples,), nan, dtype=torch.float64)
         self.stages.clear()
         self._enter_stage()
         self._compute_all()
-        self.forced = ["first"] * self.samples
+        self.forced = ["first"] * samples
+        self.lane_masks, self._settled = [], None
 
     def couple_samples(self) -> None:
         """From this step on, all samples are computed together or none is."""
@@ -230,11 +229,8 @@ class Run:
         `total` gives the pipeline's own count of steps, if it keeps one.
         """
         prediction = arguments["model_output"]
-        if self.samples is None:
-            self.samples = prediction.shape[0]
-            self._enter_stage()
-            self._unmeasured = torch.full((self.samples,), nan, dtype=torch.float64)
-            self.forced = ["first"] * self.samples
+        if self.samples != prediction.shape[0]:
+            self._begin_with(prediction.shape[0])
         if self.total is None:
             self._locate(arguments.get("timestep"), total())
         if self.full is None and self.method.guards.stochastic:

@@ -35,6 +35,7 @@ class Timetable:
         weights: of each, how much an error at it weighs.
         begin: the place of the run's first step; not 0 for img2img.
         course: what all of them do to the sample, where that is known.
+        opening: what the denoiser was first called at, in its own terms; None before.
         earlier: steps that the call made in other runs before.
         total: steps of the run; None before its first step was seen.
     """
@@ -50,6 +51,7 @@ class Timetable:
         self.weights = weights(levels, flow, ends_clean(scheduler))
         self.course = course(scheduler, self.coordinates, levels, flow)
         self.begin = 0
+        self.opening: Tensor | float | None = None
         self.total: int | None = None
         self._grid: Grid | None = None
         self._steps: list[tuple[Anchor, Step]] = []
@@ -97,6 +99,13 @@ class Timetable:
         if place is not None:
             return self.timesteps[place]
         return number(timestep) if isinstance(timestep, Tensor) else float(timestep)
+
+    def opens(self, timestep: Tensor | float | None) -> bool:
+        """Whether a call at `timestep`, before any step, is one of the first step's."""
+        if self.opening is None:
+            self.opening = timestep
+            return True
+        return timestep is not None and self.same(self.opening, timestep)
 
     def same(self, one: Tensor | float, other: Tensor | float) -> bool:
         """Whether two timesteps are equal, for which the device is asked once at most."""

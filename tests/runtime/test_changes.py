@@ -68,3 +68,64 @@ def test_a_callback_that_changes_nothing_costs_no_step(pipe, generate):
     report = diffcache.report(pipe)
     assert [step for step, row in enumerate(report.mask.tolist()) if row[0]] == [0, 1, 15]
     assert not any("changed" in note for note in report.notes)
+
+
+def first(count: int) -> Callable[..., dict[str, Any]]:
+    """A callback that goes on with so many samples, those there are again where they are fewer."""
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step != AT:
+            return tensors
+        rows = torch.arange(count) % len(tensors["latents"])
+        return {
+            name: torch.cat([part[rows] for part in tensor.chunk(1 if name == "latents" else 2)])
+            for name, tensor in tensors.items()
+        }
+
+    return callback
+
+
+@pytest.mark.parametrize("count", [2, 3, 8], ids=["half", "fewer", "twice"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("adaptive", {}),
+        ("adaptive", {"compute": 0.5}),
+        ("adaptive", {"lagged": True}),
+        ("third_order", {}),
+        ("easycache", {}),
+        ("pab", {}),
+    ],
+    ids=["adaptive", "compute", "lagged", "third_order", "easycache", "pab"],
+)
+def test_samples_that_come_or_go_start_the_caches_afresh(unet, generate, method, options, count):
+    """Strict, so that no error inside of diffcache passes."""
+    diffcache.wrap(unet, method, **options)
+    latents = generate(
+        unet,
+        4,
+        24,
+        callback_on_step_end=first(count),
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    )
+    assert latents.isfinite().all()
+    report = diffcache.report(unet)
+    (note,) = (note for note in report.notes if "number of samples changed" in note)
+    assert f"from 4 to {count} before step {AT + 1}" in note
+    assert [len(event.rules) for event in report.trace] == [4] * (AT + 1) + [count] * (23 - AT)
+    assert [set(event.rules) for event in report.trace[AT + 1 : AT + 3]] == [{"first"}] * 2
+    assert report.mask.shape == (0, 0) and report.steps == 24
+    assert report.total == 2 * (4 * (AT + 1) + count * (23 - AT))
+
+
+def test_steps_are_skipped_again_after_samples_came(unet, generate):
+    diffcache.wrap(unet, "interval", every=3, protect=(0, 0))
+    generate(
+        unet,
+        4,
+        24,
+        callback_on_step_end=first(8),
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    )
+    computed = [event.step for event in diffcache.report(unet).trace if event.rules[0] != "skip"]
+    assert computed == [0, 3, 6, AT + 1, 9, 12, 15, 18, 21]

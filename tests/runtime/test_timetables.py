@@ -168,7 +168,7 @@ def test_a_denoiser_with_a_timestep_of_its_own_does_not_mislead_the_clock(dit):
     """Lumina2 and Mochi hand the denoiser a reversed timestep, Wan 5B one a token."""
     dit.scheduler.set_timesteps(20)
     run = Run(diffcache.Method(), dit.scheduler, "FlowMatchEulerDiscreteScheduler")
-    assert run.opens(0.0)
+    assert run.timetable.opens(0.0)
     latents = torch.zeros(1, 4)
     arguments = {"model_output": latents, "timestep": dit.scheduler.timesteps[0]}
     run.stepped(arguments, latents, lambda: None)
