@@ -16,7 +16,7 @@ reached, or the whole run is computed in full (a note says why)."""
 
 
 class Event(NamedTuple):
-    """One step: its index, its timestep, and for each sample the rule that bound."""
+    """One step: its index in the report's mask, its timestep, and the rule that bound by sample."""
 
     step: int
     timestep: float

@@ -280,8 +280,11 @@ class Run:
 
     @property
     def trace(self) -> list[Event]:
-        """What happened at each step."""
-        return [Event.of(i, self.timetable.timestep(i), *b) for i, b in enumerate(self.books)]
+        """What happened at each step, which are numbered on from those of earlier runs."""
+        table = self.timetable
+        return [
+            Event.of(table.earlier + i, table.timestep(i), *b) for i, b in enumerate(self.books)
+        ]
 
     def _decided(self) -> list[bool]:
         """The mask of the step: as decided, or where lanes decide, computed by any of them.

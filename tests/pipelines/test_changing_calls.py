@@ -70,6 +70,7 @@ def test_video_that_is_denoised_twice(family, method):
     latents = generate()
     report = diffcache.report(made.pipe)
     assert report.mask[:, 0].tolist() == HALF + THIRD
+    assert [event.step for event in report.trace] == list(range(len(HALF + THIRD)))
     assert report.compute_fraction == 0.45
     diffcache.wrap(made.pipe, method, mask=report.mask)
     assert torch.equal(generate(), latents)

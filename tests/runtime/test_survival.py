@@ -112,6 +112,16 @@ def test_cache_that_outgrows_its_limit(pipe, generate):
     assert diffcache.report(pipe).compute_fraction < 1
 
 
+def test_steps_are_numbered_on_where_caches_shrink(pipe, generate):
+    method = "deepcache" if hasattr(pipe, "unet") else "fora"
+    diffcache.wrap(pipe, method, mask=[True, False] * 6, max_cache_bytes=9000)
+    generate(pipe)
+    report = diffcache.report(pipe)
+    assert any("only whole outputs were kept" in note for note in report.notes)
+    assert [event.step for event in report.trace] == list(range(12))
+    assert [event.rules[0] != "skip" for event in report.trace] == report.mask[:, 0].tolist()
+
+
 def test_tolerances_for_another_batch(pipe, generate, forgiving):
     plain = generate(pipe, 3)
     diffcache.wrap(pipe)
