@@ -87,7 +87,7 @@ class Corrections:
         moves[:, 0] += 1
         for branch in branches:
             repeated = moves.repeat(branch.rows // past.rows, 1)
-            branch.blend(repeated.to(branch.slots[0][0].device))
+            branch.blend(repeated.to(branch.slots[0][0].device), _predicting(branch, prediction))
         restate(scheduler, combine(values, clean))
         moved = off * slopes.reshape(-1, *[1] * (off.ndim - 1))
         return {
@@ -114,6 +114,16 @@ class Corrections:
         ):
             return None
         return correction(self.predictor, self.course, tuple(anchor.time for anchor in own))
+
+
+def _predicting(branch: History, prediction: Tensor) -> int:
+    """Which leaf of a denoiser's output the prediction is made of.
+
+    Others, as a second stream's (LTX2 denoises sound along), belong to samples that nobody moves.
+    """
+    shapes = [leaf.shape[1:] for leaf in branch.slots[0]]
+    # Some predictions are a part of the leaf, without a learned variance.
+    return shapes.index(prediction.shape[1:]) if prediction.shape[1:] in shapes else 0
 
 
 def _padded(weights: Sequence[float], count: int) -> list[float]:

@@ -204,11 +204,14 @@ class History:
             for index in range(len(self.slots[0]))
         ]
 
-    def blend(self, weights: Tensor) -> None:
-        """Puts sums of each row's values, by `weights` `[rows, K]`, in place of its newest one."""
+    def blend(self, weights: Tensor, leaf: int) -> None:
+        """Puts sums of each row's values, by `weights` `[rows, K]`, in place of its newest one.
+
+        Only those of the leaf of that number change.
+        """
         depth = min(len(self.slots), weights.shape[1])
-        for leaves in zip(*self.slots[:depth], strict=True):
-            combine(leaves, weights[:, :depth], out=leaves[0])
+        values = [slot[leaf] for slot in self.slots[:depth]]
+        combine(values, weights[:, :depth], out=values[0])
 
     def snapshot(self) -> History:
         """An independent copy."""
