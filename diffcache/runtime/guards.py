@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from diffcache.policies.base import check_count, check_switch
 
@@ -33,12 +34,14 @@ class Guards:
     max_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        pair = tuple(self.protect) if isinstance(self.protect, (tuple, list)) else ()
-        if len(pair) != 2 or any(not isinstance(n, int) or n < 0 for n in pair):
+        pair = tuple(map(_plain, self.protect)) if isinstance(self.protect, (tuple, list)) else ()
+        if len(pair) != 2 or any(type(n) is not int or n < 0 for n in pair):
             raise ValueError(
                 f"protect={self.protect!r} is not a pair of step counts; try protect=(3, 1)"
             )
         object.__setattr__(self, "protect", pair)
+        for name in ("few_steps", "max_consecutive_skips", "max_cache_bytes"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         check_count("few_steps", self.few_steps, 8)
         for name, example in (("max_consecutive_skips", 8), ("max_cache_bytes", 2**30)):
             if getattr(self, name) is not None:
@@ -65,3 +68,8 @@ class Guards:
             return ["protect"] * len(skipped)
         cap = self.max_consecutive_skips
         return [None if cap is None or n < cap else "cap" for n in skipped]
+
+
+def _plain(value: object) -> object:
+    """A count as an int, whatever library it is an integer of; other values as they are."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value

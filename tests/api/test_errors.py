@@ -1,8 +1,10 @@
 """Errors name what was passed, and leave the pipeline as it was."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
@@ -202,5 +204,14 @@ def test_autoencoder_is_no_denoiser():
 
 def test_guards_are_checked():
     assert Guards(protect=[2, 1]).protect == (2, 1)
-    with pytest.raises(ValueError, match=r"protect='ab'"):
-        Guards(protect="ab")
+    for protect in ("ab", (True, 0), (1.0, 0)):
+        with pytest.raises(ValueError, match=re.escape(f"protect={protect!r}")):
+            Guards(protect=protect)
+
+
+def test_guards_take_integers_of_numpy():
+    one = np.int64(1)
+    guards = Guards((one, 0), max_consecutive_skips=one, few_steps=one, max_cache_bytes=one)
+    assert guards == Guards((1, 0), 1, 1, max_cache_bytes=1)
+    counts = (*guards.protect, guards.max_consecutive_skips, guards.few_steps)
+    assert {type(count) for count in (*counts, guards.max_cache_bytes)} == {int}
