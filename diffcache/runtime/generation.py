@@ -246,11 +246,12 @@ class Generation:
         report.seconds = time.perf_counter() - self._started
         self._close_runs()
         if self.masks and all(len(mask) == len(self.masks[0]) for mask in self.masks):
-            report.mask = torch.tensor(self.masks)
+            # A cache that was given up saw no more steps, which count as computed.
+            unseen = self.steps_seen - len(self.masks)
+            report.mask = torch.tensor(self.masks + [[True] * len(self.masks[0])] * unseen)
             remark = None if self.broken else self.method.policy.remark(*report.mask.shape)
             if remark is not None:
                 report.note(remark)
-        # What a cache that was given up did not see was stepped all the same.
         report.steps = max(len(self.masks), self.steps_seen)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")

@@ -38,7 +38,8 @@ class Report:
 
     Attributes:
         method: name of the method.
-        steps: scheduler steps made.
+        steps: scheduler steps made, as far as they were observed; those of a scheduler that a
+            callback puts in are not.
         rows: denoiser rows a full step has (samples × guidance branches).
         computed: row-steps that the denoiser really computed; where a policy decides by group of
             modules, by the share of the modules that computed. The check that rows are
@@ -46,9 +47,10 @@ class Report:
         total: row-steps that a plain pipeline would have computed.
         calls: denoiser calls that ran the denoiser at all.
         mask: `[steps, samples]` bool, True = computed, of all runs where the call denoised several
-            times; `wrap(pipe, mask=report.mask)` replays it. Empty where the number of samples
-            changed.
-        trace: one `Event` a step.
+            times; `wrap(pipe, mask=report.mask)` replays it. Steps from the one at which a cache
+            was given up count as computed. Empty where the number of samples changed, or the cache
+            was given up before the first step.
+        trace: one `Event` a step, until a cache is given up.
         cache_bytes: most memory the caches held.
         host_reads: how often the host waited for a value from the denoiser's device; counted on
             the CPU too, where there is nothing to wait for.

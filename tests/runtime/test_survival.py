@@ -63,6 +63,8 @@ def test_error_in_the_middle_finishes(pipe, generate, monkeypatch, forgiving):
     assert generate(pipe).isfinite().all()
     report = diffcache.report(pipe)
     assert calls[-1] == 9
+    assert report.mask[:, 0].tolist() == [i < 3 or i == 4 or i == 8 or i >= 9 for i in range(12)]
+    assert report.steps == 12 and len(report.trace) == 9
     assert report.compute_fraction < 1
     assert any("a bug of ours" in note for note in report.notes)
 
