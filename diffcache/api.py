@@ -13,13 +13,14 @@ from torch import nn
 
 from .calibration import Calibration, fitted
 from .disabling import disabled, no_report
+from .looping import ModelWrapping
 from .methods import DEFAULT, Method, find, registry
 from .policies import Mask
 from .requesting import Request, requests
 from .runtime.guards import Guards
 from .runtime.report import Report
 from .sites.discovery import denoisers, foreign_cache, schedulers
-from .wrapping import ModelWrapping, PipelineWrapping, wrappings
+from .wrapping import PipelineWrapping, wrappings
 
 T = TypeVar("T")
 # What would have been wrapped, had DIFFCACHE_DISABLE not been set, with which method.

@@ -1,16 +1,17 @@
-"""What `wrap` puts on a pipeline or a bare denoiser."""
+"""What `wrap` puts on a pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
-from typing import Any
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from .calibration import Calibration, cautious, watch
+from .callbacks import outside
 from .methods import Method
 from .refining import Draft
 from .requesting import requests
@@ -18,10 +19,8 @@ from .runtime import clock
 from .runtime.checking import Checked
 from .runtime.disguise import base_of, disguised
 from .runtime.generation import Generation, current
-from .runtime.names import Names, timestep_of
-from .runtime.reading import waits
+from .runtime.names import Names
 from .runtime.report import Report
-from .runtime.timetable import number_of
 from .sites import gate
 from .sites.discovery import (
     denoisers,
@@ -32,6 +31,9 @@ from .sites.discovery import (
     version,
 )
 from .sites.helpers import helpers, on_demand
+
+if TYPE_CHECKING:
+    from .looping import ModelWrapping
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
 
@@ -44,7 +46,7 @@ def requested(method: Method) -> Method:
     return request.configured(method) if request is not None else method
 
 
-def _put_on(
+def put_on(
     stack: ExitStack,
     generation: Generation,
     method: Method,
@@ -117,38 +119,54 @@ class PipelineWrapping:
 
     def generate(self, pipe: Any, call: partial) -> Any:
         """Runs one pipeline call inside of a generation's scope."""
-        own = own_processors(pipe)
-        named = {} if own else denoisers(pipe)
-        modules = tuple(named.values())
-        method, note = cautious(
-            requested(self.method), self.calibration, modules, schedulers(pipe), call
-        )
+        method, request = requested(self.method), requests.get()
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
-        self.checked.refresh(tuple(map(version, modules)))
         generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
+        drafted = request is not None and request.keep_prefix
+        draft = Draft(pipe, call, method.guards.max_cache_bytes) if drafted else None
+        with ExitStack() as stack:
+            stack.callback(self._finish, pipe, generation, stale, draft)
+            scope = stack.enter_context(ExitStack())
+            try:
+                self._enter(scope, pipe, call, generation, draft)
+            except Exception as error:
+                scope.close()
+                generation.survive(error)
+            return call()
+
+    def _enter(
+        self,
+        scope: ExitStack,
+        pipe: Any,
+        call: partial,
+        generation: Generation,
+        draft: Draft | None,
+    ) -> None:
+        """Makes `generation` the one that observes the pipeline, to the end of `scope`."""
+        own = own_processors(pipe)
+        named = {} if own else denoisers(pipe)
+        modules, stepped = tuple(named.values()), schedulers(pipe)
+        generation.method, note = cautious(
+            generation.method, self.calibration, modules, stepped, call
+        )
+        self.checked.refresh(tuple(map(version, modules)))
         watch(self.calibration, generation)
         if note is not None:
             generation.report.note(note)
         if own:
             generation.report.note(f"computed in full: what {own} keeps, the pipeline may read")
-        request = requests.get()
-        drafted = request is not None and request.keep_prefix
-        draft = Draft(pipe, call, method.guards.max_cache_bytes) if drafted else None
-        with ExitStack() as stack:
-            stack.callback(self._finish, pipe, generation, stale, draft)
-            for scheduler in schedulers(pipe):
-                clock.watch(scheduler)
-                stack.callback(clock.unwatch, scheduler)
-            _put_on(stack, generation, method, named, draft)
-            if modules and all(id(each) in generation.handlers for each in modules):
-                _help_on_demand(stack, generation, helpers(pipe))
-            # Nobody but a callback has a chance to change a denoiser during the call.
-            if any(map(call.keywords.get, _CALLBACKS)):
-                generation.version = lambda: tuple(map(version, modules))
-            token = current.set(generation)
-            stack.callback(current.reset, token)
-            return call()
+        for scheduler in stepped:
+            clock.watch(scheduler)
+            scope.callback(clock.unwatch, scheduler)
+        put_on(scope, generation, generation.method, named, draft)
+        if modules and all(id(each) in generation.handlers for each in modules):
+            _help_on_demand(scope, generation, helpers(pipe))
+        # Nobody but a callback has a chance to change a denoiser, or what it is told, in the call.
+        if any(map(call.keywords.get, _CALLBACKS)):
+            generation.watched = True
+            generation.version = lambda: tuple(map(version, modules))
+        scope.callback(current.reset, current.set(generation))
 
     def _finish(
         self, pipe: Any, generation: Generation, stale: int | None, draft: Draft | None
@@ -171,130 +189,8 @@ def _scoped(base: type) -> dict[str, Callable]:
         if wrapping is None:
             return base.__call__(self, *args, **kwargs)
         for name in _CALLBACKS & kwargs.keys():
-            kwargs[name] = _outside(kwargs[name])
+            kwargs[name] = outside(kwargs[name])
         call = partial(base.__call__, self, *args, **kwargs)
         return wrapping.generate(self, call)
 
     return {"__call__": __call__}
-
-
-def _outside(callback: Any) -> Any:
-    """A user's callback that runs outside of the generation: its denoiser calls are its own."""
-    # Pipelines tell diffusers' own callback objects, which have this attribute, by their class.
-    if not callable(callback) or hasattr(callback, "tensor_inputs"):
-        return callback
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        token = current.set(None)
-        try:
-            return callback(*args, **kwargs)
-        finally:
-            current.reset(token)
-
-    return call
-
-
-class ModelWrapping:
-    """A method on a bare denoiser in a hand-written loop over `scheduler`.
-
-    A generation starts at `scheduler.set_timesteps`, or when the loop begins again, and ends with
-    the last step of the timetable.
-    """
-
-    def __init__(
-        self, method: Method, scheduler: Any, calibration: Calibration | None = None
-    ) -> None:
-        self.method = method
-        self.calibration = calibration
-        self.checked = Checked()
-        self.report: Report | None = None
-        # Weak, because the tables that lead here must not keep what they are keyed by.
-        self._scheduler = ref(scheduler)
-        self._generation: Generation | None = None
-        self._open = ExitStack()
-        self._loop = clock.Loop()
-
-    def put_on(self, module: nn.Module) -> None:
-        """Gates `module` and observes the scheduler."""
-        self._module = ref(module)
-        self._names = Names(plain_module(module).forward)
-        gate.open_gate(module, self.running)
-        clock.watch(self._scheduler(), self)
-        wrappings[module] = self
-
-    def take_off(self, module: nn.Module) -> None:
-        """Leaves the module and the scheduler plain."""
-        self._end()
-        if (scheduler := self._scheduler()) is not None:
-            clock.unwatch(scheduler)
-        gate.close_gate(module)
-        del wrappings[module]
-
-    def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
-        """The generation that serves a call of the denoiser with these arguments."""
-        before, run = waits.count, self._generation and self._generation.run
-        # The first argument is the sample.
-        given = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
-        timestep = number_of(given, run and run.timetable)
-        waited = waits.count - before
-        if timestep is not None and self._loop.begins_again(timestep):
-            self._end()
-        if self._generation is None:
-            self._begin()
-            scheduler = self._scheduler()
-            self._generation.timesteps_set(scheduler, base_of(scheduler).__name__)
-        self._generation.report.host_reads += waited
-        return self._generation
-
-    def timesteps_set(self, scheduler: Any, kind: str) -> None:
-        """Starts a generation; the scheduler has a new timetable."""
-        self._end()
-        self._begin()
-        self._loop = clock.Loop()
-        self._generation.timesteps_set(scheduler, kind)
-
-    def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What to step with in place of some of these arguments."""
-        if self._generation is None:
-            return {}
-        return self._generation.scheduler_steps(scheduler, arguments)
-
-    def scheduler_stepped(
-        self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
-    ) -> None:
-        """Takes in a step; the timetable's last one ends the generation."""
-        if self._generation is None:
-            return
-        self._generation.scheduler_stepped(scheduler, kind, arguments, latents)
-        run = self._generation.run
-        if run is None:
-            # A generation that gave up has no run any more that would know where it began.
-            finished = self._generation.steps_seen >= len(scheduler.timesteps)
-        else:
-            finished = run.total is not None and run.index >= run.total
-        if finished:
-            self._end()
-            self._loop = clock.Loop()
-
-    def _begin(self) -> None:
-        module, scheduler = self._module(), self._scheduler()
-        method, note = cautious(requested(self.method), self.calibration, [module], [scheduler])
-        self.checked.refresh(version(module))
-        self._generation = Generation(method, self.checked, lambda: None)
-        watch(self.calibration, self._generation)
-        if note is not None:
-            self._generation.report.note(note)
-        # Whoever compiled the module since the last generation has replaced its gate.
-        gate.open_gate(module, self.running)
-        self._open.callback(gate.close_gate, module)
-        _put_on(self._open, self._generation, method, {"": module})
-
-    def _end(self) -> None:
-        if self._generation is not None:
-            self._open.close()
-            self.report = self._generation.finish()
-            self._generation.handlers.clear()
-            self._generation.fall_back = self._generation.told = None
-            self._generation = None
-            if (request := requests.get()) is not None:
-                request.finished(self.report)

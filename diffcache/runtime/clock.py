@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .disguise import base_of, disguised
 from .generation import current
@@ -14,7 +15,7 @@ from .rows import tensor_leaves
 
 
 class Listener(Protocol):
-    """What is told of a scheduler's doings: a `Generation`, or whoever keeps them."""
+    """What is told of a scheduler's doings: a `Generation`, or a `Resident`."""
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None: ...
 
@@ -23,6 +24,15 @@ class Listener(Protocol):
     def scheduler_stepped(
         self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any
     ) -> None: ...
+
+
+class Resident(Listener, Protocol):
+    """Who keeps the generations of a denoiser that no pipeline calls."""
+
+    @property
+    def serving(self) -> bool: ...
+
+    def passed_over(self) -> None: ...
 
 
 class Loop:
@@ -51,32 +61,30 @@ class Loop:
         return False
 
 
-_residents: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
-_watchers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+# By identity, as a scheduler may compare by value. An entry for each `watch`, which may be None.
+_watching: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def watch(scheduler: Any, resident: Listener | None = None) -> None:
+def watch(scheduler: Any, resident: Resident | None = None) -> None:
     """Starts observing `scheduler`; calls nest.
 
-    The running generation is told; outside of any, `resident` is.
+    The running generation is told; outside of any, all residents are.
     """
-    _watchers[scheduler] = _watchers.get(scheduler, 0) + 1
+    _watching.setdefault(scheduler, []).append(resident)
     scheduler.__class__ = disguised(base_of(scheduler), _observing)
-    if resident is not None:
-        _residents[scheduler] = resident
 
 
-def unwatch(scheduler: Any) -> None:
+def unwatch(scheduler: Any, resident: Resident | None = None) -> None:
     """Takes back one `watch`; the last one leaves the plain scheduler."""
-    _watchers[scheduler] -= 1
-    if not _watchers[scheduler]:
-        del _watchers[scheduler]
-        _residents.pop(scheduler, None)
+    watching = _watching[scheduler]
+    watching.remove(resident)
+    if not watching:
+        del _watching[scheduler]
         scheduler.__class__ = base_of(scheduler)
 
 
-def _listener(scheduler: Any) -> Listener | None:
-    return current.get() or _residents.get(scheduler)
+def _residents(scheduler: Any) -> list[Resident]:
+    return [each for each in _watching.get(scheduler, ()) if each is not None]
 
 
 @functools.cache
@@ -87,21 +95,42 @@ def _names(base: type) -> Names:
 def _observing(base: type) -> dict[str, Callable]:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)
-        if (generation := _listener(self)) is not None:
-            generation.timesteps_set(self, base.__name__)
+        generation = current.get()
+        listeners = _residents(self) if generation is None else [generation]
+        for each in listeners:
+            each.timesteps_set(self, base.__name__)
         return result
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        generation = _listener(self)
-        if generation is None:
+        generation = current.get()
+        listeners, others = ([generation], []) if generation is not None else _told(self)
+        if not listeners:
             return base.step(self, *args, **kwargs)
         arguments = _names(base)((self, *args), kwargs)
-        if corrected := generation.scheduler_steps(self, arguments):
+        corrected: dict[str, Any] = {}
+        for each in listeners:
+            corrected = corrected or each.scheduler_steps(self, arguments)
+        if corrected:
             result = base.step(**(arguments | corrected))
         else:
             result = base.step(self, *args, **kwargs)
         if latents := tensor_leaves(result):
-            generation.scheduler_stepped(self, base.__name__, arguments, latents[0])
+            for each in listeners:
+                each.scheduler_stepped(self, base.__name__, arguments, latents[0])
+            for each in others:
+                each.passed_over()
         return result
 
     return {"set_timesteps": set_timesteps, "step": step}
+
+
+def _told(scheduler: Any) -> tuple[list[Resident], list[Resident]]:
+    """The residents whose step it is, and those who are passed over.
+
+    Where several denoisers take turns, a step is of those that were called for it.
+    """
+    residents = _residents(scheduler)
+    serving = [each for each in residents if each.serving]
+    if not serving:
+        return residents, []
+    return serving, [each for each in residents if each not in serving]

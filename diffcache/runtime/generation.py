@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
+from math import nan
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Generation:
         runs: all passes over the scheduler's timesteps so far; `run` is the one under way.
         version: gives a value that changes with the denoisers' weights and adapters; None where
             nobody can change them during the generation.
+        watched: whether somebody may write to conditioning between the steps.
         fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
             where there is none.
         told: told the guided prediction of a run's first step, and how many steps the run has.
@@ -54,10 +56,12 @@ class Generation:
         self.run: Run | None = None
         self.handlers: dict[int, Callable] = {}
         self.version: Callable[[], Hashable] | None = None
+        self.watched = False
         self.fall_back: Callable[[], Any] | None = None
         self.told: Callable[[Tensor, int], None] | None = None
         self.trained: Callable[[], bool] = lambda: False
         self._version: Hashable = None
+        self._edited = nan
         self.broken = False
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
@@ -70,9 +74,10 @@ class Generation:
         try:
             if self.run is not None and self.run.index == 0:
                 self.runs.pop()
-            self._open_run(scheduler, kind)
+            if not self.broken:
+                self._open_run(scheduler, kind)
         except Exception as error:
-            self._survive(error)
+            self.survive(error)
 
     def scheduler_steps(self, scheduler: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """What to step `scheduler` with in place of some of these arguments."""
@@ -81,7 +86,7 @@ class Generation:
             known = self.run is not None and self.run.scheduler is scheduler
             return self.run.corrected(arguments) if known else {}
         except Exception as error:
-            self._survive(error)
+            self.survive(error)
             return {}
 
     def scheduler_stepped(
@@ -96,7 +101,7 @@ class Generation:
         try:
             self._stepped(scheduler, kind, arguments, latents)
         except Exception as error:
-            self._survive(error)
+            self.survive(error)
         self.report.host_reads += waits.count - before
 
     def _stepped(self, scheduler: Any, kind: str, arguments: dict[str, Any], latents: Any) -> None:
@@ -116,10 +121,8 @@ class Generation:
         run.stepped(arguments, latents, self.expected_steps)
         if samples is not None and samples != run.samples:
             # The step's calls were still taken for those of the other samples.
-            self._start_afresh(
-                f"the number of samples changed from {samples} to {run.samples} before step "
-                f"{run.index - 1}"
-            )
+            changed = f"the number of samples changed from {samples} to {run.samples}"
+            self._start_afresh(changed, run.index - 1)
         if self.told is not None and run.index == 1:
             self.told(arguments["model_output"], run.total)
         if outgrown:
@@ -159,7 +162,7 @@ class Generation:
                 if turn is not None:
                     return self._serve(attachment, turn)
             except Exception as error:
-                self._survive(error)
+                self.survive(error)
             finally:
                 self.report.host_reads += waits.count - before
         return self._plainly(invoke, args, kwargs)
@@ -219,26 +222,35 @@ class Generation:
         if self.version is not None and not run.step_rows:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
-        lane = run.lanes.find(place, arguments, self.version is not None)
+        lane = run.lanes.find(place, arguments, self.watched)
         if torch.is_grad_enabled() and (self.trained() or _ask_gradients((args, kwargs))):
             run.differentiate()
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
         if not (lane.histories or lane.memory or turn.mask is None or turn.full):
-            self.report.note(turn.nothing_kept)
+            self.report.note(lane.shortage)
         return turn
 
     def _compare_version(self, run: Run) -> None:
         """Starts afresh where a callback has changed the denoiser since the last step."""
         version = self.version()
         if run.index and version != self._version:
-            self._start_afresh(
-                f"weights, adapters or attention processors changed before step {run.index}"
-            )
+            self._start_afresh("weights, adapters or attention processors changed", run.index)
         self._version = version
 
-    def _start_afresh(self, why: str) -> None:
+    def edited(self) -> None:
+        """Starts afresh where somebody has edited the latents since the last step.
+
+        Who does so after each step goes the way of any sampler, which may be forecast.
+        """
+        run = self.run
+        if run is not None and run.samples is not None:
+            last, self._edited = self._edited, run.index
+            if not run.index - last <= getattr(run.scheduler, "order", 1):
+                self._start_afresh("latents were edited", run.index)
+
+    def _start_afresh(self, why: str, step: int) -> None:
         self.run.forget()
-        self.report.note(f"{why}, so the caches were started afresh")
+        self.report.note(f"{why} before step {step}, so the caches were started afresh")
 
     def finish(self) -> Report:
         """Closes the books and lets go of all memory."""
@@ -281,7 +293,7 @@ class Generation:
         self.runs.clear()
         self.run = None
 
-    def _survive(self, error: Exception) -> None:
+    def survive(self, error: Exception) -> None:
         """Turns an error of ours into a note and a full computation; raises the model's."""
         if os.environ.get("DIFFCACHE_STRICT") or (self.turn is not None and self.turn.in_model):
             raise error

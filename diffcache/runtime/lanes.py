@@ -93,6 +93,20 @@ class Lane:
         others = tensor_leaves([self.changes, self.memory])
         return histories + sum(tensor.nbytes for tensor in others)
 
+    @property
+    def shortage(self) -> str:
+        """Why a call that was to be skipped has nothing to be forecast from."""
+        if self.calls > 1:
+            return (
+                "a call in a skipped step was computed, as earlier ones left nothing to forecast "
+                "from (conditioning written over, an output without a batch axis, or parts not "
+                "observed)"
+            )
+        return (
+            "a call in a skipped step was computed, as it continued no earlier one (a guidance "
+            "branch that begins late, or other conditioning, shape or denoiser)"
+        )
+
     def snapshot(self) -> Lane:
         """An independent copy of what was computed; the conditioning is shared."""
         twin = Lane(self.conditioning, self.capacity)

@@ -184,20 +184,6 @@ class Turn:
         before, self.mask = self.mask, [a or b for a, b in zip(self.mask, rejected, strict=True)]
         return self.mask != before
 
-    @property
-    def nothing_kept(self) -> str:
-        """Why a call that was to be skipped has nothing to be forecast from."""
-        if self.lane.calls > 1:
-            return (
-                "a call in a skipped step was computed, as earlier ones left nothing to forecast "
-                "from (conditioning written over, an output without a batch axis, or parts not "
-                "observed)"
-            )
-        return (
-            "a call in a skipped step was computed, as it continued no earlier one (a guidance "
-            "branch that begins late, or other conditioning, shape or denoiser)"
-        )
-
     def index(self) -> Tensor:
         """The rows that compute."""
         return as_index(self.mask)

@@ -144,6 +144,9 @@ def own_processors(pipe: Any) -> str:
     A pipeline that brings some reads attention maps from them, which a skipped call does not make.
     """
     home = base_of(pipe).__module__
-    kinds = [kind for kind in vars(sys.modules[home]).values() if inspect.isclass(kind)]
+    # A class may come from a file that nobody has entered among the modules.
+    call = inspect.unwrap(base_of(pipe).__call__)
+    names = vars(sys.modules[home]) if home in sys.modules else call.__globals__
+    kinds = [kind for kind in names.values() if inspect.isclass(kind)]
     found = (kind.__name__ for kind in kinds if kind.__module__ == home)
     return ", ".join(name for name in found if _PROCESSOR.search(name))

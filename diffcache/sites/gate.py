@@ -36,6 +36,8 @@ class _Gate:
         self.identity = id(module)
         self.uses = 0
         self.resident: Resident | None = None
+        # What the resident keeps for as long as the module lives.
+        self.held: Any = None
         self.previous = module.__dict__.get(attribute)
         plain = module._call_impl if attribute == _PRIVATE else module.forward
         self.plain: Callable = self.previous or plain
@@ -79,7 +81,7 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "dynamo_ctx") or hasattr(call, "_torchdynamo_orig_callable")
 
 
-def open_gate(module: nn.Module, resident: Resident | None = None) -> None:
+def open_gate(module: nn.Module, resident: Resident | None = None) -> _Gate:
     """Gates `module`; calls nest, and every generation has handlers of its own."""
     with _lock:
         attribute = _attribute()
@@ -90,6 +92,7 @@ def open_gate(module: nn.Module, resident: Resident | None = None) -> None:
             module.__dict__[attribute] = gate
         gate.uses += 1
         gate.resident = resident or gate.resident
+        return gate
 
 
 def queue(module: nn.Module) -> AbstractContextManager:

@@ -1,5 +1,6 @@
 """An error of diffcache's own costs no generation; the model's own errors pass unchanged."""
 
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import pytest
@@ -140,3 +141,70 @@ def test_error_in_the_arguments_of_a_first_mixed_call_is_not_the_models(
     monkeypatch.setattr("diffcache.runtime.turn.map_leaves", broken)
     assert torch.equal(generate(unet), plain)
     assert any("a bug of ours" in note for note in diffcache.report(unet).notes)
+
+
+@pytest.mark.parametrize("where", ["denoisers", "own_processors", "put_on"])
+def test_error_before_the_first_call(pipe, generate, monkeypatch, forgiving, where):
+    plain = generate(pipe)
+    diffcache.wrap(pipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"diffcache.wrapping.{where}", broken)
+        assert torch.equal(generate(pipe), plain)
+    notes = diffcache.report(pipe).notes
+    assert any("given up" in note and "RuntimeError: a bug of ours" in note for note in notes)
+    assert type(pipe.scheduler).__dict__.get("_diffcache_base") is None
+    generate(pipe)
+    assert not any("given up" in note for note in diffcache.report(pipe).notes)
+
+
+def test_error_before_the_first_call_of_a_loop(unet, monkeypatch, forgiving):
+    model, scheduler = unet.unet, unet.scheduler
+
+    @torch.no_grad()
+    def loop() -> torch.Tensor:
+        latents, texts = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 32)
+        scheduler.set_timesteps(12)
+        for t in scheduler.timesteps:
+            found = model(latents, t, encoder_hidden_states=texts).sample
+            latents = scheduler.step(found, t, latents).prev_sample
+        return latents
+
+    plain = loop()
+    diffcache.wrap(model, scheduler=scheduler)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffcache.looping.put_on", broken)
+        assert torch.equal(loop(), plain)
+    assert any("a bug of ours" in note for note in diffcache.report(model).notes)
+    loop()
+    assert not any("given up" in note for note in diffcache.report(model).notes)
+
+
+def test_a_scheduler_that_compares_by_value(unet, generate):
+    class ByValue(type(unet.scheduler)):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, ByValue)
+
+    unet.scheduler = ByValue.from_config(unet.scheduler.config)
+    plain = generate(unet)
+    diffcache.wrap(unet, "interval", every=4)
+    generate(unet)
+    assert diffcache.report(unet).compute_fraction < 1
+    assert type(unet.scheduler) is ByValue
+    diffcache.unwrap(unet)
+    assert torch.equal(generate(unet), plain)
+
+
+def test_a_pipeline_from_a_file_that_is_no_module(unet, generate, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from diffusers import StableDiffusionPipeline\n\n\n"
+        "class Own(StableDiffusionPipeline):\n    pass\n"
+    )
+    spec = spec_from_file_location("own_pipeline_that_is_no_module", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pipe = module.Own(**unet.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    diffcache.wrap(pipe, "interval", every=4)
+    generate(pipe)
+    assert diffcache.report(pipe).compute_fraction < 1

@@ -1,0 +1,139 @@
+"""Bare denoisers that share a scheduler, and loops that end early or change what they hold."""
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+import diffcache
+
+STEPS = 16
+TEXTS = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(5))
+MASK = [step % 4 == 0 for step in range(STEPS)]
+
+
+class Counted(torch.nn.Module):
+    """A denoiser that counts what it computes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.count = 0
+
+    def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any) -> Any:
+        self.count += 1
+        return self.model(sample, timestep, encoder_hidden_states=encoder_hidden_states).sample
+
+
+@torch.no_grad()
+def run(scheduler: Any, *models: Any, texts: Any = TEXTS, stop: int = STEPS) -> torch.Tensor:
+    """A loop whose denoisers take an equal share of the steps each, one after the other."""
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(STEPS)
+    for step, t in enumerate(scheduler.timesteps[:stop]):
+        model = models[step * len(models) // STEPS]
+        latents = scheduler.step(model(latents, t, texts), t, latents).prev_sample
+    return latents
+
+
+@pytest.fixture
+def models(unet):
+    return Counted(unet.unet), Counted(unet.unet)
+
+
+def test_unwrapping_one_of_two_leaves_it_plain(unet, models):
+    scheduler, (one, other) = unet.scheduler, models
+    plain = run(scheduler, other)
+    for model in models:
+        diffcache.wrap(model, "interval", scheduler=scheduler, every=4)
+    diffcache.unwrap(other)
+    other.count = 0
+    assert torch.equal(run(scheduler, other), plain)
+    assert other.count == STEPS
+    run(scheduler, one)
+    assert diffcache.report(one).compute_fraction < 1
+    diffcache.unwrap(one)
+    assert type(scheduler) is DDIMScheduler
+
+
+def test_both_of_two_are_served(unet, models):
+    """As Wan 2.2 has one denoiser for the noisy steps and one for the others."""
+    scheduler = unet.scheduler
+    run(scheduler, *models)
+    for model in models:
+        model.count = 0
+        diffcache.wrap(model, "interval", scheduler=scheduler, every=4, force=True)
+    for _ in range(2):
+        found = run(scheduler, *models)
+        reports = [diffcache.report(model) for model in models]
+        assert [report.steps for report in reports] == [STEPS // 2] * 2
+        assert all(report.compute_fraction < 1 for report in reports)
+        assert [model.count for model in models] == [report.calls for report in reports]
+        assert found.isfinite().all()
+        for model in models:
+            model.count = 0
+    run(scheduler, models[0])
+    assert diffcache.report(models[0]).steps == STEPS
+
+
+@pytest.mark.parametrize("when", [1, 6])
+def test_a_prompt_written_over_is_computed_with(unet, models, when):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, mask=[True] + [False] * (STEPS - 1), scheduler=scheduler)
+    run(scheduler, model)
+    assert diffcache.report(model).mask.sum() == 1
+    texts = TEXTS.clone()
+
+    class Rewriting(DDIMScheduler):
+        def step(self, model_output: Any, timestep: Any, sample: Any, **kwargs: Any) -> Any:
+            if timestep == self.timesteps[when - 1]:
+                texts.neg_()
+            return super().step(model_output, timestep, sample, **kwargs)
+
+    scheduler = Rewriting.from_config(scheduler.config)
+    diffcache.wrap(model, mask=[True] + [False] * (STEPS - 1), scheduler=scheduler)
+    run(scheduler, model, texts=texts)
+    assert diffcache.report(model).mask[:, 0].nonzero().flatten().tolist() == [0, when]
+
+
+def test_a_loop_that_stops_early_is_freed(unet, models):
+    scheduler, model = copy.deepcopy(unet.scheduler), copy.deepcopy(models[0])
+    diffcache.wrap(model, scheduler=scheduler)
+    run(scheduler, model, stop=7)
+    references = [weakref.ref(model), weakref.ref(scheduler)]
+    del model, scheduler
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
+class Nameless:
+    """A sampler that keeps its times under a name of its own."""
+
+    def set_timesteps(self, steps: int) -> None:
+        self.times = torch.linspace(999, 0, steps)
+
+    def step(self, prediction: torch.Tensor, timestep: Any, sample: torch.Tensor) -> tuple:
+        return (sample - prediction / len(self.times),)
+
+
+def test_a_scheduler_without_timesteps_loses_no_loop(unet, models, monkeypatch):
+    monkeypatch.delenv("DIFFCACHE_STRICT")
+    scheduler, (model, _) = Nameless(), models
+
+    @torch.no_grad()
+    def loop() -> torch.Tensor:
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.times:
+            (latents,) = scheduler.step(model(latents, t, TEXTS), t, latents)
+        return latents
+
+    plain = loop()
+    diffcache.wrap(model, scheduler=scheduler)
+    assert torch.equal(loop(), plain)
+    loop()
+    assert diffcache.report(model).compute_fraction == 1
