@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from torch.utils.weak import WeakIdKeyDictionary
+from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 from .disguise import base_of, disguised
 from .generation import current
@@ -61,8 +60,15 @@ class Loop:
         return False
 
 
-# By identity, as a scheduler may compare by value. An entry for each `watch`, which may be None.
-_watching: WeakIdKeyDictionary = WeakIdKeyDictionary()
+class _Watched(NamedTuple):
+    """A scheduler that is observed, with an entry for each `watch`, which may be None."""
+
+    scheduler: ref
+    watching: list[Resident | None]
+
+
+# By identity, as a scheduler may compare by value.
+_watched: dict[int, _Watched] = {}
 
 
 def watch(scheduler: Any, resident: Resident | None = None) -> None:
@@ -70,21 +76,26 @@ def watch(scheduler: Any, resident: Resident | None = None) -> None:
 
     The running generation is told; outside of any, all residents are.
     """
-    _watching.setdefault(scheduler, []).append(resident)
+    identity = id(scheduler)
+    if identity not in _watched:
+        gone = ref(scheduler, lambda _: _watched.pop(identity, None))
+        _watched[identity] = _Watched(gone, [])
+    _watched[identity].watching.append(resident)
     scheduler.__class__ = disguised(base_of(scheduler), _observing)
 
 
 def unwatch(scheduler: Any, resident: Resident | None = None) -> None:
     """Takes back one `watch`; the last one leaves the plain scheduler."""
-    watching = _watching[scheduler]
+    watching = _watched[id(scheduler)].watching
     watching.remove(resident)
     if not watching:
-        del _watching[scheduler]
+        del _watched[id(scheduler)]
         scheduler.__class__ = base_of(scheduler)
 
 
 def _residents(scheduler: Any) -> list[Resident]:
-    return [each for each in _watching.get(scheduler, ()) if each is not None]
+    known = _watched.get(id(scheduler))
+    return [] if known is None else [each for each in known.watching if each is not None]
 
 
 @functools.cache
@@ -130,6 +141,8 @@ def _told(scheduler: Any) -> tuple[list[Resident], list[Resident]]:
     Where several denoisers take turns, a step is of those that were called for it.
     """
     residents = _residents(scheduler)
+    if len(residents) == 1:
+        return residents, []
     serving = [each for each in residents if each.serving]
     if not serving:
         return residents, []

@@ -46,14 +46,21 @@ class Lane:
         self.histories: dict[Hashable, History] = {}
         self.memory: dict[Hashable, Any] = {}
         self.changes: dict[Hashable, Tensor] = {}
-        self._written: list[tuple[Tensor, int]] = []
+        self._watched: list[Any] = []
+        self._tensors: list[Tensor] = []
+        self._writes: list[int] = []
 
     def refresh(self) -> None:
         """Forgets what was computed, where the conditioning was written to since the last call."""
-        tensors = [each for each in tensor_leaves(self.conditioning) if not each.is_inference()]
-        before, self._written = self._written, [(each, each._version) for each in tensors]
-        pairs = zip(before, self._written, strict=False)
-        if any(old is new and one != other for (old, one), (new, other) in pairs):
+        tensors, writes = self._tensors, self._writes
+        if self._watched is not self.conditioning:
+            found = tensor_leaves(self.conditioning)
+            self._tensors = [each for each in found if not each.is_inference()]
+            self._watched = self.conditioning
+        self._writes = [each._version for each in self._tensors]
+        known = map(operator.is_, tensors, self._tensors)
+        changed = map(operator.ne, writes, self._writes)
+        if self._writes != writes and any(map(operator.and_, known, changed)):
             for kept in (self.histories, self.memory, self.changes):
                 kept.clear()
 
@@ -175,7 +182,8 @@ class Lanes:
             if lane is None:
                 lane = Lane(conditioning, self.capacity)
                 known.append(lane)
-        lane.conditioning, lane.used = conditioning, True
+            lane.conditioning = conditioning
+        lane.used = True
         lane.calls += 1
         if watched:
             lane.refresh()
