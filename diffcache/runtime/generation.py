@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
-from math import nan
 from typing import Any
 
 import torch
@@ -61,7 +60,6 @@ class Generation:
         self.told: Callable[[Tensor, int], None] | None = None
         self.trained: Callable[[], bool] = lambda: False
         self._version: Hashable = None
-        self._edited = nan
         self.broken = False
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
@@ -122,7 +120,7 @@ class Generation:
         if samples is not None and samples != run.samples:
             # The step's calls were still taken for those of the other samples.
             changed = f"the number of samples changed from {samples} to {run.samples}"
-            self._start_afresh(changed, run.index - 1)
+            run.forget(changed, run.index - 1)
         if self.told is not None and run.index == 1:
             self.told(arguments["model_output"], run.total)
         if outgrown:
@@ -234,23 +232,13 @@ class Generation:
         """Starts afresh where a callback has changed the denoiser since the last step."""
         version = self.version()
         if run.index and version != self._version:
-            self._start_afresh("weights, adapters or attention processors changed", run.index)
+            run.forget("weights, adapters or attention processors changed", run.index)
         self._version = version
 
     def edited(self) -> None:
-        """Starts afresh where somebody has edited the latents since the last step.
-
-        Who does so after each step goes the way of any sampler, which may be forecast.
-        """
-        run = self.run
-        if run is not None and run.samples is not None:
-            last, self._edited = self._edited, run.index
-            if not run.index - last <= getattr(run.scheduler, "order", 1):
-                self._start_afresh("latents were edited", run.index)
-
-    def _start_afresh(self, why: str, step: int) -> None:
-        self.run.forget()
-        self.report.note(f"{why} before step {step}, so the caches were started afresh")
+        """Takes in that somebody has edited the latents since the last step."""
+        if self.run is not None:
+            self.run.edited()
 
     def finish(self) -> Report:
         """Closes the books and lets go of all memory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import is_dataclass
 from typing import Any
@@ -51,6 +51,20 @@ def tensor_leaves(tree: Any) -> list[Tensor]:
     if type(tree) is tuple and len(tree) == 1 and type(tree[0]) is Tensor:
         return [tree[0]]
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def joined(
+    masks: Sequence[Sequence[bool]], decision: Sequence[bool] | None, samples: int
+) -> list[bool]:
+    """The mask of a step whose calls had these `masks`: as decided, or computed by any of them.
+
+    A sample that every call computed against the decision, for want of a value, is computed.
+    Without a decision or calls all are.
+    """
+    by_sample = zip(*masks, strict=True)
+    if decision is not None:
+        return [a or all(b) for a, b in zip(decision, by_sample, strict=True)]
+    return [any(seen) for seen in by_sample] or [True] * samples
 
 
 def blocks_of(leaf: Tensor, rows: int) -> int:

@@ -16,6 +16,7 @@ from .corrections import Corrections
 from .lanes import Lanes
 from .recorder import recording
 from .report import Event, Rule
+from .rows import joined
 from .schedulers import stochastic_by_call, stochastic_by_kind
 from .timetable import Timetable
 
@@ -55,6 +56,7 @@ class Run:
         self.keeps_past = measured or self.corrections is not None
         self.awaiting: list[Callable[[Tensor], None]] = []
         self._moved: Tensor | None = None
+        self._edited = nan
         self.samples: int | None = None
         self.lanes = Lanes(self.predictor.anchors)
         self.stages: dict[int, Stage] = {}
@@ -114,10 +116,19 @@ class Run:
         if text not in self.notes:
             self.notes.append(text)
 
-    def forget(self) -> None:
-        """Drops what was computed and measured, so that this step computes like a first one."""
+    def forget(self, why: str, step: int) -> None:
+        """Drops what was computed and measured, for what happened before `step`."""
         self.lanes = Lanes(self.predictor.anchors)
         self._begin_with(self.samples)
+        self.note(f"{why} before step {step}, so the caches were started afresh")
+
+    def edited(self) -> None:
+        """Starts afresh where the latents were edited after the last step."""
+        if self.samples is not None:
+            # Who edits them after each step goes the way of any sampler, which may be forecast.
+            last, self._edited = self._edited, self.index
+            if not self.index - last <= getattr(self.scheduler, "order", 1):
+                self.forget("latents were edited", self.index)
 
     def _begin_with(self, samples: int) -> None:
         """Makes this step the first one of so many samples, of which nothing was measured."""
@@ -272,7 +283,9 @@ class Run:
         if self._settled is None:
             mask, seen = self.decision, self.lane_masks
             if mask is None or self.verifies or seen.count(mask) < len(seen):
-                mask = self._decided()
+                decided = None if self.verifies else mask
+                unasked = decided is None and not (self.in_forward or self.verifies)
+                mask = joined([] if unasked else seen, decided, self.samples)
             alike = seen.count(mask) == len(seen)
             truth = mask if alike else [all(each) for each in zip(mask, *seen, strict=True)]
             self._settled = mask, truth
@@ -285,15 +298,3 @@ class Run:
         return [
             Event.of(table.earlier + i, table.timestep(i), *b) for i, b in enumerate(self.books)
         ]
-
-    def _decided(self) -> list[bool]:
-        """The mask of the step: as decided, or where lanes decide, computed by any of them.
-
-        A sample that every lane computed against the decision, for want of a value, is computed.
-        """
-        if self.decision is not None and not self.verifies:
-            seen = zip(*self.lane_masks, strict=True)
-            return [a or all(b) for a, b in zip(self.decision, seen, strict=True)]
-        if not self.lane_masks or not (self.in_forward or self.verifies):
-            return [True] * self.samples
-        return [any(seen) for seen in zip(*self.lane_masks, strict=True)]
