@@ -150,6 +150,9 @@ class Trial:
 
         No batch but the first is begun later than `until`, on the clock of `time.perf_counter`.
         `after_first` is told the seconds that the first batch took.
+
+        Raises:
+            ValueError: a batch gave more or fewer pictures than entries, or another size.
         """
         pictures, seconds, reports = [], [], []
         size, start = batch_size or self.batch_size, 0
@@ -163,7 +166,12 @@ class Trial:
                 output = self._call(indices, more)
                 elapsed = time.perf_counter() - began
             seconds.append(elapsed / len(indices))
-            pictures.append(metrics.as_floats(output[0]).astype(np.float32))
+            pictures.append(_pictures(output, len(indices)))
+            if pictures[-1].shape[1:] != pictures[0].shape[1:]:
+                raise ValueError(
+                    f"pictures of one size are needed, got {pictures[0].shape[1:]} and "
+                    f"{pictures[-1].shape[1:]}; compare each size by itself"
+                )
             if reporting:
                 reports.append(report(self.pipe))
             if start == 0 and after_first is not None:
@@ -229,6 +237,17 @@ def _seeds(seeds: Any, count: int) -> list[int]:
             f"compare(pipe, prompts, seeds=range({count}))"
         )
     return listed
+
+
+def _pictures(output: Any, count: int) -> np.ndarray:
+    """What a call for `count` entries gave, `[count, ...]` float32."""
+    found = metrics.as_floats(output[0]).astype(np.float32)
+    if len(found) != count:
+        raise ValueError(
+            f"{count} of the prompts gave {len(found)} pictures; give each picture an entry of its "
+            "own, as in prompts=['a cat', 'a dog']"
+        )
+    return found
 
 
 def _merged(values: list[Any]) -> Any:
