@@ -123,7 +123,7 @@ def _compared(
             )
     notes = measuring.notes + unsteady(measuring.rows)
     if trial.steps is None:
-        notes.append("not compared with fewer steps: the call is not given a number of steps")
+        notes.append("not compared with fewer steps: the calls are not given one number of steps")
     if measuring.left_out:
         labels = ", ".join(dict.fromkeys(measuring.left_out))
         notes.append(f"left out, as {minutes:g} minutes were over: {labels}")

@@ -96,18 +96,20 @@ class Trial:
             )
 
     def _steps(self) -> int | None:
-        """Steps of a plain call; None where they cannot be asked for by number."""
-        if any(self.call_kwargs.get(name) is not None for name in ("timesteps", "sigmas")):
+        """Steps of a plain call; None where they cannot be asked for by one number."""
+        given = [{**self.call_kwargs, **entry} for entry in self.entries]
+        if any(each.get(name) is not None for each in given for name in ("timesteps", "sigmas")):
             return None
-        if "num_inference_steps" in self.call_kwargs:
-            steps = self.call_kwargs["num_inference_steps"]
+        if "num_inference_steps" not in given[0]:
+            default = getattr(self.parameters.get("num_inference_steps"), "default", None)
+            return default if isinstance(default, int) else None
+        counts = [each["num_inference_steps"] for each in given]
+        for steps in counts:
             if not isinstance(steps, int) or steps < 1:
                 raise ValueError(
                     f"num_inference_steps={steps!r} is not a count; try num_inference_steps=50"
                 )
-            return steps
-        default = getattr(self.parameters.get("num_inference_steps"), "default", None)
-        return default if isinstance(default, int) else None
+        return counts[0] if len(set(counts)) == 1 else None
 
     def setting(self) -> dict[str, Any]:
         """What is generated how, ready for JSON."""
