@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from .api import unwrap, wrapped
 from .comparison import Comparison, Row
 from .disabling import refuse_disabled
-from .measuring import Contender, Measuring
+from .measuring import PLAIN, Contender, Measuring
 from .methods import Method, find
 from .policies.base import is_number
 from .requesting import unrequested
@@ -19,6 +20,9 @@ from .trial import Trial
 LADDERED = "adaptive"
 """The method whose tolerance is recommended."""
 BESIDE = ("steps", "time", "noise")
+
+# How rows are labelled that no method generated.
+_PLAIN_ROWS = re.compile(rf"{PLAIN}(, .*)?|\d+ steps")
 
 # Nothing is faster than its share of the work by more than noise, so far as clocks are steady.
 _STEADY = 1.5
@@ -47,7 +51,7 @@ def compare(
             picture's own, such as `{"prompt": "a cat", "image": image}`. In a batch tensors are
             concatenated along their first axis, and everything else is put into a list.
         methods: each a name of `diffcache.methods()`, a `Method`, or a pair of either and a dict
-            of options; or a mapping of labels to such.
+            of options; or a mapping of labels to such, other than those of plain rows.
         seeds: one a picture, for a generator on the CPU; 0, 1, 2, … if None.
         batch_size: pictures a call.
         minutes: wall time to spend. The first batch's time tells how many prompts fit; settings,
@@ -76,6 +80,7 @@ def compare(
         raise ValueError(f"psnr={psnr!r} is no number of dB; try psnr=35")
     if beside is None:
         beside = BESIDE if minutes is not None else BESIDE[:1]
+    beside = beside if isinstance(beside, str) else tuple(beside)
     if isinstance(beside, str) or set(beside) - set(BESIDE):
         raise ValueError(f"beside={beside!r} is not of {BESIDE}; try beside=('steps', 'noise')")
     refuse_disabled("compare")
@@ -132,20 +137,25 @@ def _compared(
 
 
 def _contenders(methods: Any) -> list[Contender]:
-    if isinstance(methods, (str, Method)):
-        methods = [methods]
-    if not methods:
+    if isinstance(methods, Mapping):
+        found = [Contender(str(label), *_with_options(m)) for label, m in methods.items()]
+    else:
+        several = isinstance(methods, Iterable) and not isinstance(methods, str)
+        found = [_contender(method) for method in (methods if several else [methods])]
+    if not found:
         raise ValueError(
             f"methods={methods!r} is empty; call compare(pipe, prompts, methods=['adaptive'])"
         )
-    if isinstance(methods, Mapping):
-        return [Contender(str(label), *_with_options(m)) for label, m in methods.items()]
-    found = [_contender(method) for method in methods]
     names = [contender.label for contender in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"methods has two of {', '.join(map(repr, twice))}; call compare(pipe, prompts, "
             "methods={'one label': method, 'another': method})"
+        )
+    if taken := [name for name in names if _PLAIN_ROWS.fullmatch(name)]:
+        raise ValueError(
+            f"a row of the plain pipeline may be called {taken[0]!r}; call compare(pipe, prompts, "
+            f"methods={{'my {taken[0]}': method}})"
         )
     return found
 

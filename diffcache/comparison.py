@@ -125,7 +125,7 @@ class Comparison:
 
     def _cells_of(self, row: Row) -> tuple[str, ...]:
         cells = [
-            row.label,
+            " ".join(row.label.split()),
             f"{row.steps:.1f}".removesuffix(".0"),
             MISSING if row.row_steps is None else f"{row.row_steps:.1f}".removesuffix(".0"),
             f"{row.compute:.0%}",
@@ -199,7 +199,8 @@ class Comparison:
     def markdown(self) -> str:
         """The table and its remarks in Markdown."""
         table = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *self._cells]
-        lines = [f"| {' | '.join(cells)} |" for cells in table]
+        escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in table)
+        lines = [f"| {' | '.join(cells)} |" for cells in escaped]
         return "\n\n".join([self._title(), "\n".join(lines), *self._remarks()]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
