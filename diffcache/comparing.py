@@ -119,7 +119,7 @@ def _compared(
         if contender is contenders[0] and "noise" in beside:
             floor = measuring.floor()
             laddered = None if laddered is None else laddered + (floor is not None)
-    if minutes is not None and laddered is not None:
+    if minutes is not None and laddered is not None and measuring.finite:
         default = find(LADDERED).options()["tolerance"]
         recommended = measuring.ladder(measuring.rows[laddered], LADDERED, default, psnr)
         if recommended is None:

@@ -166,7 +166,9 @@ class Comparison:
         return [*worst, *self._verdicts(), *(f"note: {note}" for note in self.notes)]
 
     def _verdicts(self) -> list[str]:
-        """What the rows mean for a user, in words."""
+        """What the rows mean for a user, in words; nothing where plain pictures are not finite."""
+        if not np.isfinite(self.plain.pictures).all():
+            return []
         found = []
         for row in self.methods:
             for label, equal in ((row.fewer, "compute"), (row.as_fast, "time")):

@@ -40,6 +40,7 @@ class Measuring:
 
     Attributes:
         rows: the plain one first.
+        finite: whether all of the plain pictures are.
         notes: what the reports have to say, and what was left out.
     """
 
@@ -68,7 +69,9 @@ class Measuring:
         self._run = self.trial.run(PLAIN, after_first=plan)
         self._seconds = time.perf_counter() - began
         self._scale = Scale(self._run.pictures)
-        self.notes = self._scale.notes()
+        broken = self.trial.not_finite(self._run.pictures)
+        self.finite = broken is None
+        self.notes = self._scale.notes() + ([] if broken is None else [broken])
         if len(self.trial.entries) < self._asked:
             self.notes.append(f"{len(self.trial.entries)} of {self._asked} prompts fitted the time")
 

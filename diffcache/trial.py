@@ -181,6 +181,19 @@ class Trial:
             start += size
         return Run(np.concatenate(pictures), statistics.median(seconds), reports)
 
+    def not_finite(self, plain: np.ndarray) -> str | None:
+        """Which `plain` pictures hold NaN or infinities, and what to do; None where none does."""
+        broken = np.flatnonzero(~np.isfinite(plain).reshape(len(plain), -1).all(axis=1))
+        if not broken.size:
+            return None
+        named = [f"{self.names[i]!r} with seed {self.seeds[i]}" for i in broken[:3]]
+        more = [f"{broken.size - 3} more"] if broken.size > 3 else []
+        return (
+            f"{broken.size} of {len(plain)} pictures are not finite without diffcache already: "
+            f"{', '.join(named + more)}; leave them out, or generate in a dtype that holds all "
+            "values, as after pipe.to(torch.float32)"
+        )
+
     def _call(self, indices: range, more: dict[str, Any]) -> Any:
         generators = [torch.Generator("cpu").manual_seed(self.seeds[i]) for i in indices]
         entries = [self.entries[i] for i in indices]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import metrics
 from .api import unwrap, wrapped
+from .assurance import assured
 from .disabling import refuse_disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
 from .policies.base import is_number
@@ -25,28 +25,10 @@ RUNS = 6
 PICTURES = 32
 """How many a PSNR is searched and confirmed on where no seeds say which."""
 
-SHARE = 0.9
-"""The share of all pictures, unseen ones too, that shall reach a PSNR."""
-
-CONFIDENCE = 0.95
-"""How sure that is to be, judging by the pictures searched on."""
-
 _START = 0.08
 # PSNR falls by about as much where the tolerance grows tenfold; only the first guesses use it.
 _DECIBELS_A_DECADE = 13.0
 _CLOSE = 1.12
-
-# Pictures of one setting are about as far apart (standard deviation, in dB; seen on the tiny
-# UNet from 2 to 8), which is believed like the spread of so many pictures more.
-_SPREAD = 5.0
-_BELIEVED = 6
-
-# As far below the median as a picture counts, in dB.
-_FARTHEST = 12.0
-
-# Correlation of pictures of one prompt, under other seeds: up to 0.1 on the tiny DiT and 0.3 on the
-# UNet, where nine in ten are to reach less than 50 dB.
-_ALIKE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,7 @@ class Achieved:
         speedup: wall time of the plain pipeline over that with the setting.
         psnr: mean PSNR to the plain pictures, in dB, capped at 60 a picture.
         psnr_p5, psnr_p50: percentiles over the pictures.
-        psnr_assured: what `SHARE` of all pictures reach, as far as these can tell.
+        psnr_assured: what nine in ten of all pictures reach, as far as these can tell.
         met: share of the pictures that meet what was asked for.
     """
 
@@ -142,8 +124,8 @@ def tune(
         The setting, with what it achieved and on what.
 
     Raises:
-        ValueError: not exactly one of `psnr` and `speedup`, one out of range, or no setting that
-            was tried gives it and skips anything.
+        ValueError: not exactly one of `psnr` and `speedup`, one out of range, plain pictures that
+            are not finite, or no setting that was tried gives it and skips anything.
     """
     if (psnr is None) == (speedup is None):
         raise ValueError(
@@ -161,8 +143,10 @@ def tune(
         whole = Trial(pipe, prompts, seeds, batch_size, call_kwargs, pictures)
         search, others = _split(whole)
         bench = _Bench(search, psnr, speedup)
+        # Made before the search, because it may refuse the pictures.
+        confirming = None if others is None else _Bench(others, psnr, speedup)
         options = bench.tolerance() if psnr is not None else bench.share()
-        confirmed = None if others is None else _Bench(others, psnr, speedup).measure(options)
+        confirmed = None if confirming is None else confirming.measure(options)
         asked = {"psnr": psnr} if psnr is not None else {"speedup": speedup}
         searched = bench.measured[tuple(options.items())]
         return Tuned(options, asked, searched, confirmed, bench.tried, search.setting())
@@ -179,30 +163,6 @@ def _split(whole: Trial) -> tuple[Trial, Trial | None]:
     return part(False), (part(True) if whole.prompts > 1 else None)
 
 
-def assured(decibels: np.ndarray, prompts: int | None = None) -> float:
-    """What `SHARE` of all pictures reach with `CONFIDENCE`, judging by `decibels` `[pictures]`.
-
-    The one-sided tolerance bound mean − k s of a normal distribution, with k by Natrella
-    (Experimental Statistics, NBS Handbook 91, 1963). More pictures lie far below the middle than
-    above, so that the median stands for the mean, and the root mean square below it for s. Of few
-    pictures that is hardly known, so it is drawn towards `_SPREAD`, or towards none where pictures
-    are at the cap. A few pictures turn out quite another one, which tells nothing about the others:
-    none counts as farther below than `_FARTHEST`. But these pictures have to reach the bound
-    themselves, `SHARE` of them. Pictures of fewer `prompts` count as fewer, by the design effect of
-    Kish (Survey Sampling, 1965); None where each is of its own.
-    """
-    count, middle = len(decibels), float(np.median(decibels))
-    expected = min(_SPREAD, metrics.CAP - middle)
-    effective = count / (1 + (count / (prompts or count) - 1) * _ALIKE)
-    freedom = _BELIEVED + effective - 1
-    below = (middle - decibels).clip(0, _FARTHEST)
-    squares = _BELIEVED * expected**2 + effective * 2 * float((below**2).mean())
-    part, sure = NormalDist().inv_cdf(SHARE), NormalDist().inv_cdf(CONFIDENCE)
-    a, b = 1 - sure**2 / (2 * freedom), part**2 - sure**2 / effective
-    bound = middle - (part + sqrt(part**2 - a * b)) / a * sqrt(squares / freedom)
-    return min(bound, float(np.percentile(decibels, 100 * (1 - SHARE), method="lower")))
-
-
 class _Bench:
     """Measures settings of `adaptive` on the pictures of a trial."""
 
@@ -212,6 +172,8 @@ class _Bench:
         self.tried: list[dict[str, float]] = []
         trial.warm_up(3)
         self._plain = trial.run("plain")
+        if (broken := trial.not_finite(self._plain.pictures)) is not None:
+            raise ValueError(broken)
         self._scale = Scale(self._plain.pictures)
         self._prompts = len({repr(entry) for entry in trial.entries})
 

@@ -24,6 +24,7 @@ LAYERS = {
         "diffcache",
         "diffcache.__main__",
         "diffcache.api",
+        "diffcache.assurance",
         "diffcache.calibrating",
         "diffcache.calibration",
         "diffcache.callbacks",

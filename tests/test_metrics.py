@@ -132,11 +132,13 @@ def test_ssim_is_for_pictures_and_psnr_for_anything(shape: tuple[int, ...]) -> N
     np.testing.assert_allclose(psnr(a, b), expected)
 
 
-def test_nan_is_not_taken_for_a_number() -> None:
+def test_nan_is_as_bad_as_black_for_white_and_tells_nothing_of_others() -> None:
     a = pictures(2, 6, 5, 3)
     b = a.copy()
     b[1] = np.nan
-    assert psnr(a, b)[0] == 60 and np.isnan(psnr(a, b)[1])
+    assert psnr(a, b).tolist() == [60.0, 0.0] and not np.signbit(psnr(a, b)[1])
+    assert mean_error_psnr(a, b) == pytest.approx(10 * math.log10(2))
+    assert psnr(b, a)[0] == 60 and np.isnan(psnr(b, a)[1])
 
 
 @pytest.mark.parametrize("metric", [psnr, mean_error_psnr, ssim])
