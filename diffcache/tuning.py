@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +29,8 @@ _START = 0.08
 # PSNR falls by about as much where the tolerance grows tenfold; only the first guesses use it.
 _DECIBELS_A_DECADE = 13.0
 _CLOSE = 1.12
+# What a share is lowered to where all of the run was computed.
+_LESS = 0.8
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def tune(
         )
     if psnr is not None and not (is_number(psnr) and 0 < psnr < metrics.CAP):
         raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
-    if speedup is not None and not (is_number(speedup) and speedup > 1):
-        raise ValueError(f"speedup={speedup!r} is not above 1; try speedup=2")
+    if speedup is not None and not (is_number(speedup) and 1 < speedup < inf):
+        raise ValueError(f"speedup={speedup!r} is not a number above 1; try speedup=2")
     refuse_disabled("tune")
     with unrequested(), wrapped(pipe):
         unwrap(pipe)
@@ -242,19 +244,25 @@ class _Bench:
         return {"tolerance": good}
 
     def share(self) -> dict[str, float]:
-        """The largest share of the run, of those tried, that is fast enough."""
+        """The largest share of the run, of those tried, that skips and is fast enough."""
         share, fast = 1 / self.speedup, []
         for _ in range(RUNS // 2):
             found = self.measure({"compute": share})
-            if found.speedup >= self.speedup:
-                fast.append(share)
-                if found.speedup < 1.05 * self.speedup:
-                    break
             # What a run costs beside the denoiser keeps the speed below the ideal.
-            share = min(1.0, max(0.1, share * found.speedup / self.speedup))
+            change = found.speedup / self.speedup
+            if found.compute == 1:
+                # However fast it was, its time tells nothing of a share.
+                change = _LESS
+            elif change >= 1:
+                fast.append(share)
+                if change < 1.05:
+                    break
+            share = min(1.0, max(0.1, share * change))
         if not fast:
-            reached = max(entry["speedup"] for entry in self.tried)
+            reached = [entry["speedup"] for entry in self.tried if entry["compute"] < 1]
+            said = f"only {max(reached):.2f}" if reached else "as nothing was skipped"
             raise ValueError(
-                f"speedup={self.speedup:g} was not reached, only {reached:.2f}; ask for less"
+                f"speedup={self.speedup:g} was not reached, {said}; ask for less"
+                + (f", or see to {'; '.join(self._notes)!r}" if self._notes else "")
             )
         return {"compute": max(fast)}

@@ -171,6 +171,7 @@ def test_one_prompt_leaves_none_to_confirm(trained):
         ({"psnr": 40, "speedup": 2}, "pass one of them"),
         ({"psnr": 90}, "try psnr=40"),
         ({"speedup": 1.0}, "try speedup=2"),
+        ({"speedup": float("inf")}, "speedup=inf is not a number above 1; try speedup=2"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(trained, asked, words):
@@ -190,11 +191,29 @@ def test_a_speed_out_of_reach_is_an_error_that_says_what_was_reached(trained):
         diffcache.tune(trained, PROMPTS[:2], speedup=500, batch_size=1, **CALL)
 
 
-def test_where_nothing_can_be_skipped_it_is_said_why(trained):
-    with pytest.raises(ValueError, match=r"psnr=40: nothing was skipped .* force=True"):
-        diffcache.tune(
-            trained, PROMPTS[:2], psnr=40, seeds=(0, 1), **CALL | {"num_inference_steps": 6}
-        )
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"psnr": 40}, "psnr=40: nothing was skipped "),
+        ({"speedup": 1.0001}, "speedup=1.0001 was not reached, as nothing was skipped; ask for "),
+    ],
+)
+def test_where_nothing_can_be_skipped_it_is_said_why(trained, asked, said):
+    short = CALL | {"num_inference_steps": 6}
+    with pytest.raises(ValueError, match=rf"{said}.* force=True"):
+        diffcache.tune(trained, PROMPTS[:2], **asked, seeds=(0, 1), **short)
+
+
+def test_a_share_that_skips_nothing_is_not_taken_for_a_speed(trained, monkeypatch):
+    achieved = tuning._Bench._achieved
+
+    def measured(self, run):
+        """As if the machine had been busy while the plain pipeline ran."""
+        return replace(achieved(self, run), speedup=1.02)
+
+    monkeypatch.setattr(tuning._Bench, "_achieved", measured)
+    found = diffcache.tune(trained, PROMPTS[:1], speedup=1.01, **CALL)
+    assert found.searched.compute < 1 and found.tried[0]["compute"] == 1
 
 
 def test_where_a_tolerance_computes_everything_larger_ones_are_tried(trained, monkeypatch):
