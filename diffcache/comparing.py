@@ -13,7 +13,7 @@ from .comparison import Comparison, Row
 from .disabling import refuse_disabled
 from .measuring import PLAIN, Contender, Measuring
 from .methods import Method, find
-from .policies.base import is_number
+from .options import is_number
 from .requesting import unrequested
 from .trial import Trial
 

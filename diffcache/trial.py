@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle, islice
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from . import metrics
 from .api import report
+from .options import is_count
 from .runtime.report import Report
 
 _RESERVED = {
@@ -68,9 +70,9 @@ class Trial:
         count = max(pictures, self.prompts) if seeds is None else self.prompts
         self.entries = list(islice(cycle(given), count))
         self.seeds = _seeds(seeds, len(self.entries))
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not is_count(batch_size, 1):
             raise ValueError(f"batch_size={batch_size!r} is not a count; try batch_size=4")
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.call_kwargs = call_kwargs
         self.parameters = _parameters(type(pipe))
         self._check_arguments()
@@ -105,11 +107,11 @@ class Trial:
             return default if isinstance(default, int) else None
         counts = [each["num_inference_steps"] for each in given]
         for steps in counts:
-            if not isinstance(steps, int) or steps < 1:
+            if not is_count(steps, 1):
                 raise ValueError(
                     f"num_inference_steps={steps!r} is not a count; try num_inference_steps=50"
                 )
-        return counts[0] if len(set(counts)) == 1 else None
+        return int(counts[0]) if len(set(counts)) == 1 else None
 
     def setting(self) -> dict[str, Any]:
         """What is generated how, ready for JSON."""
@@ -245,7 +247,13 @@ def _entries(prompts: Any) -> list[dict[str, Any]]:
 def _seeds(seeds: Any, count: int) -> list[int]:
     if seeds is None:
         return list(range(count))
-    listed = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    try:
+        listed = [index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    except TypeError as error:
+        raise ValueError(
+            f"seeds={seeds!r} are not whole numbers; leave them out, or call "
+            f"compare(pipe, prompts, seeds=range({count}))"
+        ) from error
     if len(listed) != count:
         raise ValueError(
             f"{count} prompts need as many seeds, got seeds={seeds!r}; leave them out, or call "

@@ -14,7 +14,7 @@ from .api import unwrap, wrapped
 from .assurance import assured
 from .disabling import refuse_disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
-from .policies.base import is_number
+from .options import is_number
 from .requesting import unrequested
 from .saved import Saved
 from .trial import Run, Trial
@@ -138,6 +138,8 @@ def tune(
         raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
     if speedup is not None and not (is_number(speedup) and 1 < speedup < inf):
         raise ValueError(f"speedup={speedup!r} is not a number above 1; try speedup=2")
+    # What is found is written as JSON, which numpy's numbers are not.
+    psnr, speedup = (None if each is None else float(each) for each in (psnr, speedup))
     refuse_disabled("tune")
     with unrequested(), wrapped(pipe):
         unwrap(pipe)

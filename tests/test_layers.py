@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # package is named for its __init__ alone, so that no new module gets a layer without being placed.
 LAYERS = {
     "kernels": ["diffcache.kernels", "diffcache.version"],
-    "strategy": ["diffcache.policies", "diffcache.predictors"],
+    "strategy": ["diffcache.options", "diffcache.policies", "diffcache.predictors"],
     "runtime": ["diffcache.runtime"],
     "sites": ["diffcache.sites"],
     "methods": ["diffcache.methods"],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from diffcache.options import frozen
 from diffcache.policies import DraftError, ErrorBudget, Policy
 from diffcache.policies.base import check_switch
 from diffcache.predictors import Newton, Predictor
@@ -158,6 +159,7 @@ class Method:
         if whole:
             lagged = options.pop("lagged", self.lagged)
             return replace(self, **whole, lagged=lagged).configured(**options)
+        options = {name: frozen(value) for name, value in options.items()}
         parts: dict[str, Any] = {name: getattr(self, name) for name in _PARTS}
         unknown = [name for name in options if name not in self.options()]
         if unknown:
@@ -167,7 +169,7 @@ class Method:
             )
         for name, part in parts.items():
             own = {
-                option.name: _frozen(options[option.name])
+                option.name: options[option.name]
                 for option in fields(part)
                 if option.name in options
             }
@@ -191,10 +193,6 @@ def _part(name: str, value: Any) -> Any:
 
     named = isinstance(value, str) and value in registry()
     return getattr(registry()[value], name) if named else value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _sites_with(evidence: type) -> str:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffcache.options import is_count, is_number
+
 from .statistics import Statistics
 
 State = dict[str, Any]
@@ -231,11 +233,6 @@ def all_or_none(samples: int) -> tuple[int, ...]:
     return (0, samples)
 
 
-def is_number(value: object) -> bool:
-    """Whether `value` is a number, which a switch is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def check_switch(name: str, value: object) -> None:
     """Raises ValueError, naming `value`, where it is neither True nor False."""
     if not isinstance(value, bool):
@@ -250,8 +247,7 @@ def check_number(name: str, value: object, example: float) -> None:
 
 def check_count(name: str, value: object, example: int, least: int = 0) -> None:
     """Raises ValueError, naming `value` and an `example`, where it is no count from `least` on."""
-    count = isinstance(value, int) and not isinstance(value, bool)
-    if not count or not value >= least:
+    if not is_count(value, least):
         raise ValueError(
             f"{name}={value!r} is not a count of {least} or more; try {name}={example}"
         )

@@ -9,7 +9,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from .base import ForecastError, Policy, State, Step, check_number, is_number, per_sample
+from diffcache.options import is_count, is_number
+
+from .base import ForecastError, Policy, State, Step, check_number, per_sample
 from .planning import Gaps
 from .targets import expected, planned, priced
 
@@ -118,7 +120,7 @@ class ErrorBudget(Policy):
             raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITIES)}")
         if self.compute is not None and not (is_number(self.compute) and 0 < self.compute <= 1):
             raise ValueError(f"compute={self.compute!r} is not a share of a run; try compute=0.5")
-        if any(type(size) is not int or size < 1 for size in self._sizes) or (
+        if any(not is_count(size, 1) for size in self._sizes) or (
             self.compute_rows is not None and not self._sizes
         ):
             raise ValueError(
