@@ -15,6 +15,7 @@ from .calibration import Calibration, fitted
 from .disabling import disabled, no_report
 from .looping import ModelWrapping
 from .methods import DEFAULT, Method, find, registry
+from .options import frozen
 from .policies import Mask
 from .requesting import Request, requests
 from .runtime.guards import Guards
@@ -60,7 +61,7 @@ def wrap(
     """
     composed = find(method)
     if mask is not None:
-        composed = composed.configured(policy=Mask(_listed(mask)), guards=Guards.none())
+        composed = composed.configured(policy=Mask(frozen(mask)), guards=Guards.none())
     composed = composed.configured(**options)
     if isinstance(target, nn.Module):
         _check([target], composed)
@@ -85,10 +86,6 @@ def wrap(
     else:
         PipelineWrapping(composed, calibration).put_on(target)
     return target
-
-
-def _listed(mask: Any) -> Any:
-    return mask.tolist() if hasattr(mask, "tolist") else mask
 
 
 def _check_pipeline(pipe: Any, scheduler: Any, method: Method) -> None:

@@ -16,6 +16,11 @@ def is_count(value: object, least: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
+def are_numbers(value: object) -> bool:
+    """Whether `value` is a list or tuple of numbers, one at least."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(is_number, value))
+
+
 def frozen(value: Any) -> Any:
     """Python's own numbers, and tuples, in place of arrays, tensors and lists.
 
@@ -25,3 +30,23 @@ def frozen(value: Any) -> Any:
         value = value.tolist()
     # Other kinds of tuples are made otherwise.
     return tuple(map(frozen, value)) if type(value) in (list, tuple) else value
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raises ValueError, naming `value`, where it is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is neither True nor False; try {name}=True")
+
+
+def check_number(name: str, value: object, example: float) -> None:
+    """Raises ValueError, naming `value` and an `example`, where it is no number or negative."""
+    if not is_number(value) or not value >= 0:
+        raise ValueError(f"{name}={value!r} is not a number of 0 or more; try {name}={example}")
+
+
+def check_count(name: str, value: object, example: int, least: int = 0) -> None:
+    """Raises ValueError, naming `value` and an `example`, where it is no count from `least` on."""
+    if not is_count(value, least):
+        raise ValueError(
+            f"{name}={value!r} is not a count of {least} or more; try {name}={example}"
+        )

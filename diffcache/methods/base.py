@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from diffcache.options import frozen
+from diffcache.options import check_switch, frozen
 from diffcache.policies import DraftError, ErrorBudget, Policy
-from diffcache.policies.base import check_switch
 from diffcache.predictors import Newton, Predictor
 from diffcache.runtime.disguise import base_of
 from diffcache.runtime.guards import Guards

@@ -10,7 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Evidence, Policy, PredictedChange, ProbeChange, State, Step, check_number
+from diffcache.options import are_numbers, check_number
+
+from .base import Evidence, Policy, PredictedChange, ProbeChange, State, Step
 from .statistics import Statistics
 
 
@@ -61,6 +63,14 @@ class AccumulatedProbe(Accumulated):
     polynomial: tuple[float, ...] | None = None
     evidence: ClassVar[type[ProbeChange]] = ProbeChange
     measured: ClassVar[str] = "polynomial"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.polynomial is not None and not are_numbers(self.polynomial):
+            raise ValueError(
+                f"polynomial={self.polynomial!r} is no list of coefficients; "
+                "try polynomial=(1.0, 0.0)"
+            )
 
     def change(self, evidence: ProbeChange) -> Tensor:
         if self.polynomial is None:

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from diffcache.options import is_count, is_number
+from diffcache.options import check_number, is_count, is_number
 
-from .base import ForecastError, Policy, State, Step, check_number, per_sample
+from .base import ForecastError, Policy, State, Step, per_sample
 from .planning import Gaps
 from .targets import expected, planned, priced
 

@@ -32,9 +32,15 @@ class ByRole(Policy):
 
     def __post_init__(self) -> None:
         given = self.policies
-        pairs = tuple(given.items() if isinstance(given, Mapping) else map(tuple, given))
+        try:
+            named = given.items() if isinstance(given, Mapping) else given
+            pairs = tuple((role, policy) for role, policy in named)
+        except (TypeError, ValueError):
+            pairs = ()
         if not pairs:
-            raise ValueError("ByRole has no policy; try ByRole({'self': Interval(2)})")
+            raise ValueError(
+                f"policies={given!r} has no policy for a role; try ByRole({{'self': Interval(2)}})"
+            )
         for role, policy in pairs:
             if not isinstance(policy, Policy) or policy.evidence is not NoEvidence:
                 raise ValueError(

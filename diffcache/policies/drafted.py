@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import DraftError, Policy, State, Step, check_number
+from diffcache.options import check_number
+
+from .base import DraftError, Policy, State, Step
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import (
-    Decision,
-    NoEvidence,
-    Policy,
-    State,
-    Step,
-    all_or_none,
-    check_count,
-    check_number,
-    labelled,
-    part_of,
-)
+from diffcache.options import are_numbers, check_count, check_number
+
+from .base import Decision, NoEvidence, Policy, State, Step, all_or_none, labelled, part_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class Interval(Policy):
             check_count("every", self.every, 2, least=1)
         check_count("start", self.start, 3)
         check_count("phase", self.phase, 0)
-        pair = isinstance(self.within, (tuple, list)) and len(self.within) == 2
+        pair = are_numbers(self.within) and len(self.within) == 2
         if self.within is not None and not pair:
             raise ValueError(f"within={self.within!r} is not a pair; try within=(100, 800)")
 
@@ -73,7 +64,7 @@ class Gated(Policy):
         after: the second phase's, likewise.
 
     Raises:
-        ValueError: a phase's policy reads evidence.
+        ValueError: `gate` is no count, or a phase's policy reads evidence.
     """
 
     gate: int
@@ -81,6 +72,7 @@ class Gated(Policy):
     after: Policy
 
     def __post_init__(self) -> None:
+        check_count("gate", self.gate, 10)
         for phase in (self.before, self.after):
             if not isinstance(phase, Policy) or phase.evidence is not NoEvidence:
                 raise ValueError(
@@ -172,7 +164,13 @@ class Mask(Policy):
     mask: tuple[tuple[bool, ...], ...]
 
     def __post_init__(self) -> None:
-        rows = torch.as_tensor(self.mask)
+        try:
+            rows = torch.as_tensor(self.mask)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"mask={self.mask!r} is no table of decisions; pass steps × samples or a list of "
+                "steps, for example mask=[True, False, True]"
+            ) from error
         if rows.ndim not in (1, 2) or rows.numel() == 0:
             raise ValueError(
                 f"mask has shape {tuple(rows.shape)}; pass steps × samples or a list of steps, for "

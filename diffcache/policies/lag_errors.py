@@ -10,7 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step, check_number, compute_all
+from diffcache.options import check_number, is_number
+
+from .base import NoEvidence, Policy, State, Step, compute_all
 from .statistics import Statistics
 
 
@@ -50,7 +52,7 @@ class LagErrors(Policy):
             computes all until they are measured.
 
     Raises:
-        ValueError: `errors` is empty, or `alpha` is no number.
+        ValueError: `errors` is empty or of something else, or `alpha` is no number.
     """
 
     alpha: float = 0.08
@@ -63,11 +65,15 @@ class LagErrors(Policy):
         if self.errors is None:
             return
         given = self.errors.items() if isinstance(self.errors, Mapping) else self.errors
-        frozen = tuple((role, tuple(map(tuple, rows))) for role, rows in given)
-        if not frozen:
+        try:
+            frozen = tuple((role, tuple(map(tuple, rows))) for role, rows in given)
+        except (TypeError, ValueError):
+            frozen = ()
+        numbers = (error for _, rows in frozen for row in rows for error in row)
+        if not frozen or not all(map(is_number, numbers)):
             raise ValueError(
-                "LagErrors has no measured errors; pass errors={'self': [[…], …]}, one row a lag, "
-                "one number a step"
+                f"errors={self.errors!r} has no measured errors; pass errors={{'self': [[…], …]}}, "
+                "one row a lag, one number a step"
             )
         object.__setattr__(self, "errors", frozen)
 

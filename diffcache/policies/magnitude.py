@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step, check_number, compute_all
+from diffcache.options import are_numbers, check_number
+
+from .base import NoEvidence, Policy, State, Step, compute_all
 from .statistics import Statistics
 
 
@@ -38,6 +40,10 @@ class MagnitudeRatios(Policy):
         check_number("threshold", self.threshold, 0.06)
         check_number("max_skips", self.max_skips, 3)
         check_number("retention", self.retention, 0.2)
+        if self.ratios is not None and not are_numbers(self.ratios):
+            raise ValueError(
+                f"ratios={self.ratios!r} is no list of ratios; try ratios=(1.0, 0.98, 0.97)"
+            )
 
     def init(self, samples: int) -> State:
         zeros = torch.zeros(samples, dtype=torch.float64)

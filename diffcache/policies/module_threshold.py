@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import ModuleChange, Policy, State, Step, check_count, check_number
+from diffcache.options import check_count, check_number
+
+from .base import ModuleChange, Policy, State, Step
 
 
 @dataclass(frozen=True)

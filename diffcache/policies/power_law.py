@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 import torch
 from torch import Tensor
+
+from diffcache.options import check_count, is_number
 
 from .base import NoEvidence, Policy, State, Step
 
@@ -30,11 +33,9 @@ class PowerLaw(Policy):
     power: float = 1.4
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every={self.every!r} is not a positive step count; try every=5")
-        if self.center < 0:
-            raise ValueError(f"center={self.center!r} is not a step number; try center=15")
-        if not self.power > 1:
+        check_count("every", self.every, 5, least=1)
+        check_count("center", self.center, 15)
+        if not is_number(self.power) or not 1 < self.power < inf:
             raise ValueError(f"power={self.power!r} is not above 1; try power=1.4")
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import LatentChange, Policy, State, Step, check_number, compute_all
+from diffcache.options import check_number
+
+from .base import LatentChange, Policy, State, Step, compute_all
 
 
 def norm_statistic(newest: Tensor, middle: Tensor, oldest: Tensor) -> Tensor:

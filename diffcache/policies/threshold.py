@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Policy, ProbeChange, State, Step, check_number
+from diffcache.options import check_number
+
+from .base import Policy, ProbeChange, State, Step
 
 
 @dataclass(frozen=True)

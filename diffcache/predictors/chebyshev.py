@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from diffcache.options import check_count, is_count, is_number
+
 from .base import Predictor
 from .newton import Newton
 
@@ -37,11 +39,12 @@ class ChebyshevRidge(Predictor):
     coordinate: ClassVar[Literal["noise", "step"]] = "step"
 
     def __post_init__(self) -> None:
-        if self.degree not in range(1, _ANCHORS):
+        if not is_count(self.degree, 1) or self.degree >= _ANCHORS:
             raise ValueError(f"degree={self.degree!r} is not one of 1 to 7; try degree=4")
-        if not self.ridge > 0:
+        if not is_number(self.ridge) or not self.ridge > 0:
             raise ValueError(f"ridge={self.ridge!r} is not a positive number; try ridge=0.1")
-        if not 0 <= self.blend <= 1:
+        check_count("horizon", self.horizon, 50, least=1)
+        if not is_number(self.blend) or not 0 <= self.blend <= 1:
             raise ValueError(f"blend={self.blend!r} is not between 0 and 1; try blend=0.5")
 
     @property

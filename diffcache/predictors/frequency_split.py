@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffcache.kernels.transfer import sent
+from diffcache.options import are_numbers, check_number
 
 from .base import Predictor
 
@@ -44,8 +45,10 @@ class FrequencySplit(Predictor):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             value = getattr(self, name)
-            if len(value) != 2:
+            if not are_numbers(value) or len(value) != 2:
                 raise ValueError(f"{name}={value!r} is no pair of timesteps; try {name}=(99, 901)")
+        check_number("alpha_low", self.alpha_low, 1.1)
+        check_number("alpha_high", self.alpha_high, 1.1)
 
     @property
     def anchors(self) -> int:

@@ -8,6 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from diffcache.options import check_switch, is_count, is_number
+
 from .base import Predictor
 
 # Below the rounding of bf16, whose relative variance is 1e-6, weights must not amplify.
@@ -39,10 +41,12 @@ class Kriging(Predictor):
     damps: bool = True
 
     def __post_init__(self) -> None:
-        if self.points not in range(1, 4):
+        if not is_count(self.points, 1) or self.points > 3:
             raise ValueError(f"points={self.points!r} is not one of 1, 2, 3; try points=3")
-        if not self.length > 0:
+        if not is_number(self.length) or not self.length > 0:
             raise ValueError(f"length={self.length!r} is not above 0; try length=0.6")
+        check_switch("corrects", self.corrects)
+        check_switch("damps", self.damps)
 
     @property
     def anchors(self) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffcache.options import is_count
+
 from .base import Predictor
 
 
@@ -20,7 +22,7 @@ class Newton(Predictor):
     order: int = 1
 
     def __post_init__(self) -> None:
-        if self.order not in range(4):
+        if not is_count(self.order) or self.order > 3:
             raise ValueError(f"order={self.order!r} is not one of 0, 1, 2, 3; try order=1")
 
     @property

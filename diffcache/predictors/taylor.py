@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import factorial
+from math import factorial, inf
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from diffcache.options import is_count, is_number
 
 from .base import Predictor
 
@@ -25,7 +27,7 @@ class Taylor(Predictor):
     coordinate: ClassVar[Literal["noise", "step"]] = "step"
 
     def __post_init__(self) -> None:
-        if self.order not in range(1, 4):
+        if not is_count(self.order, 1) or self.order > 3:
             raise ValueError(f"order={self.order!r} is not one of 1, 2, 3; try order=1")
 
     @property
@@ -61,6 +63,11 @@ class Hermite(Taylor):
     """
 
     scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.scale) or not 0 < self.scale < inf:
+            raise ValueError(f"scale={self.scale!r} is not a positive number; try scale=0.5")
 
     def basis(self, k: Tensor, order: int) -> Tensor:
         x = self.scale * k
