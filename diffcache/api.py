@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -88,16 +88,34 @@ def wrap(
     return target
 
 
-def _check_pipeline(pipe: Any, scheduler: Any, method: Method) -> None:
+def check_pipeline(pipe: Any, call: str) -> None:
+    """Raises TypeError, naming a `call` that would work, where `pipe` is no diffusers pipeline."""
     if isinstance(pipe, type):
+        raise TypeError(f"{pipe.__name__} is a class; pass an instance to {call}")
+    if isinstance(pipe, nn.Module):
         raise TypeError(
-            f"{pipe.__name__} is a class; pass an instance, pipe = diffcache.wrap(pipe)"
+            f"{type(pipe).__name__} is a bare denoiser; call {call} with the pipeline it belongs to"
         )
     if not callable(pipe) or not hasattr(pipe, "components"):
-        raise TypeError(
-            f"{type(pipe).__name__} is neither a diffusers pipeline nor a module; call "
-            "diffcache.wrap(pipe), or diffcache.wrap(model, scheduler=scheduler)"
-        )
+        raise _neither(pipe, call)
+
+
+def check_kept(target: Any, call: str) -> None:
+    """Raises TypeError, naming a `call` that would work, where `target` can never be wrapped."""
+    try:
+        hash(ref(target))
+    except TypeError as error:
+        raise _neither(target, call) from error
+
+
+def _neither(target: Any, call: str) -> TypeError:
+    return TypeError(
+        f"{type(target).__name__} is neither a diffusers pipeline nor a module; call {call}"
+    )
+
+
+def _check_pipeline(pipe: Any, scheduler: Any, method: Method) -> None:
+    check_pipeline(pipe, "diffcache.wrap(pipe), or diffcache.wrap(model, scheduler=scheduler)")
     if scheduler is not None:
         raise ValueError(
             "a pipeline brings its own scheduler; assign it as pipe.scheduler and call "
@@ -131,7 +149,12 @@ def _say_disabled() -> None:
 
 
 def unwrap(target: T) -> T:
-    """Makes a wrapped pipeline or denoiser plain again; one that is not wrapped stays as it is."""
+    """Makes a wrapped pipeline or denoiser plain again; one that is not wrapped stays as it is.
+
+    Raises:
+        TypeError: `target` is neither.
+    """
+    check_kept(target, "diffcache.unwrap(pipe)")
     _disabled.pop(target, None)
     wrapping = wrappings.get(target)
     if wrapping is not None:
@@ -150,6 +173,7 @@ def wrapped(target: T, method: str | Method = DEFAULT, **options: Any) -> Iterat
 @contextmanager
 def restored(target: T) -> Iterator[T]:
     """Wraps `target` again as it was before, at the end of a `with` block."""
+    check_kept(target, "diffcache.wrapped(pipe)")
     before, denied = wrappings.get(target), _disabled.get(target)
     try:
         yield target
@@ -197,7 +221,9 @@ def report(target: Any) -> Report:
 
     Raises:
         ValueError: `target` is not wrapped, or has not generated yet.
+        TypeError: `target` is neither a pipeline nor a module.
     """
+    check_kept(target, "diffcache.report(pipe)")
     if target in _disabled:
         return no_report()
     wrapping = wrappings.get(target)

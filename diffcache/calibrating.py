@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .api import restored
+from .api import check_pipeline, restored
 from .calibration import (
     Calibration,
     adapters_of,
@@ -46,12 +46,14 @@ def calibrate(
     Raises:
         ValueError: the method has nothing to measure, cannot serve the pipeline, or nothing could
             be measured.
+        TypeError: `pipe` is not a pipeline.
     """
     composed = find(method)
     if composed.policy.measured is None:
         raise ValueError(
             f"{composed.name!r} needs no calibration; call diffcache.wrap(pipe, {composed.name!r})"
         )
+    check_pipeline(pipe, f"diffcache.calibrate(pipe, prompts, {composed.name!r})")
     entries = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
     modules = list(denoisers(pipe).values())
     for module in modules:

@@ -9,16 +9,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .methods import Method, registry
+from .options import is_number
 from .policies import Statistics
+from .policies.statistics import Curve
 from .runtime.disguise import base_of
 from .runtime.generation import Generation
-from .saved import Saved
+from .saved import Saved, all_named
 from .sites.discovery import plain_module
 
 _PARAMETERS, _ELEMENTS = 32, 8
@@ -56,6 +59,8 @@ class Calibration(Saved):
 
     @classmethod
     def restored(cls, found: dict[str, Any]) -> Calibration:
+        all_named(found["base"], str)
+        all_named(found["adapters"], Real)
         return cls(**{**found, "statistics": _statistics(found["statistics"])})
 
     def check(self, modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> None:
@@ -93,11 +98,17 @@ class Calibration(Saved):
 
 def _statistics(found: dict[str, Any]) -> Statistics:
     changes, errors = (
-        {key: tuple(map(tuple, curves)) for key, curves in found[name].items()}
+        {key: tuple(map(_curve, curves)) for key, curves in found[name].items()}
         for name in ("changes", "errors")
     )
-    ratios = {key: tuple(curve) for key, curve in found["ratios"].items()}
+    ratios = {key: _curve(curve) for key, curve in found["ratios"].items()}
     return Statistics(found["steps"], changes, ratios, errors)
+
+
+def _curve(found: Any) -> Curve:
+    if not all(number is None or is_number(number) for number in found):
+        raise TypeError(f"{found!r} is no number a step")
+    return tuple(found)
 
 
 def fitted(

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-
-from .api import unwrap, wrapped
+from .api import check_pipeline, unwrap, wrapped
 from .comparison import Comparison, Row
 from .disabling import refuse_disabled
 from .measuring import PLAIN, Contender, Measuring
@@ -84,11 +82,7 @@ def compare(
     if isinstance(beside, str) or set(beside) - set(BESIDE):
         raise ValueError(f"beside={beside!r} is not of {BESIDE}; try beside=('steps', 'noise')")
     refuse_disabled("compare")
-    if isinstance(pipe, torch.nn.Module):
-        raise TypeError(
-            f"{type(pipe).__name__} is a bare denoiser; call diffcache.compare(pipe, prompts) "
-            "with the pipeline it belongs to"
-        )
+    check_pipeline(pipe, "diffcache.compare(pipe, prompts)")
     # Whatever is on the pipeline comes back at the end of this block.
     with unrequested(), wrapped(pipe):
         unwrap(pipe)

@@ -35,10 +35,20 @@ class Saved(ABC):
         """
         try:
             return cls.restored(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no {cls.kind}; write one with {cls.command}") from error
 
     @classmethod
     @abstractmethod
     def restored(cls: type[T], found: dict[str, Any]) -> T:
-        """The instance whose fields, as JSON keeps them, are `found`."""
+        """The instance whose fields, as JSON keeps them, are `found`.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: they are of something else.
+        """
+
+
+def all_named(found: Any, kind: type) -> None:
+    """Raises TypeError where `found` is no mapping from names to what is of that kind."""
+    if not isinstance(found, dict) or not all(isinstance(value, kind) for value in found.values()):
+        raise TypeError(f"{found!r} does not name {kind.__name__}s")

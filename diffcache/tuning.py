@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import metrics
-from .api import unwrap, wrapped
+from .api import check_pipeline, unwrap, wrapped
 from .assurance import assured
 from .disabling import refuse_disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
 from .options import is_number
 from .requesting import unrequested
-from .saved import Saved
+from .saved import Saved, all_named
 from .trial import Run, Trial
 
 RUNS = 6
@@ -83,6 +84,7 @@ class Tuned(Saved):
     @classmethod
     def restored(cls, found: dict[str, Any]) -> Tuned:
         confirmed = found["confirmed"]
+        all_named(found["options"], Real)
         return cls(
             **{
                 **found,
@@ -128,6 +130,7 @@ def tune(
     Raises:
         ValueError: not exactly one of `psnr` and `speedup`, one out of range, plain pictures that
             are not finite, or no setting that was tried gives it and skips anything.
+        TypeError: `pipe` is not a pipeline.
     """
     if (psnr is None) == (speedup is None):
         raise ValueError(
@@ -141,6 +144,7 @@ def tune(
     # What is found is written as JSON, which numpy's numbers are not.
     psnr, speedup = (None if each is None else float(each) for each in (psnr, speedup))
     refuse_disabled("tune")
+    check_pipeline(pipe, "diffcache.tune(pipe, prompts, psnr=40)")
     with unrequested(), wrapped(pipe):
         unwrap(pipe)
         pictures = 1 if psnr is None else PICTURES

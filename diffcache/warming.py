@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import torch
 
+from .api import check_kept
 from .disabling import disabled
 from .methods import Method
 from .policies import Mask
@@ -35,10 +36,20 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
             `generator` is drawn from.
 
     Raises:
-        ValueError: `pipe` is no wrapped pipeline.
+        ValueError: `pipe` is no wrapped pipeline, or one of `shapes` is no dict of arguments.
+        TypeError: `pipe` is none at all.
     """
     if disabled():
         return
+    check_kept(pipe, "diffcache.warmup(diffcache.wrap(pipe), shapes)")
+    several = isinstance(shapes, Iterable) and not isinstance(shapes, (str, Mapping))
+    shapes = list(shapes) if several else [shapes]
+    for arguments in shapes:
+        if not isinstance(arguments, Mapping):
+            raise ValueError(
+                f"{arguments!r} among shapes is no dict of a call's arguments; call "
+                'diffcache.warmup(pipe, [{"prompt": "a cat", "height": 512}])'
+            )
     wrapping = wrappings.get(pipe)
     if not isinstance(wrapping, PipelineWrapping):
         raise ValueError(
@@ -47,7 +58,7 @@ def warmup(pipe: Any, shapes: Sequence[Mapping[str, Any]]) -> None:
         )
     try:
         with unrequested(), torch.random.fork_rng():
-            for arguments in [shapes] if isinstance(shapes, Mapping) else shapes:
+            for arguments in shapes:
                 _warm(pipe, wrapping, arguments)
     finally:
         wrappings[pipe] = wrapping
