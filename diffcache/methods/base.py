@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from diffcache.options import check_switch, frozen
@@ -99,7 +99,7 @@ class Method:
             raise ValueError(
                 f"{type(self.policy).__name__} reads {needed.__name__}, which "
                 f"{type(self.site).__name__} cannot provide; it provides {provided}. "
-                f"{_sites_with(needed)}"
+                f"{_advice(self.site, needed)}"
             )
         check_switch("lagged", self.lagged)
         if self.lagged and needed is DraftError:
@@ -113,6 +113,12 @@ class Method:
                 f"{type(self.predictor).__name__} forecasts differences of guidance branches, "
                 f"which {type(self.site).__name__} does not keep. Use site=Guidance(), or "
                 "predictor=Newton()"
+            )
+        if self.policy.by_group and not self.site.groups:
+            raise ValueError(
+                f"{type(self.policy).__name__} decides on groups of modules, of which "
+                f"{type(self.site).__name__} has none. Use site=Modules(), or a policy without "
+                "groups"
             )
         if unknown := [g for g in self.policy.groups if g not in self.site.groups]:
             raise ValueError(
@@ -194,7 +200,13 @@ def _part(name: str, value: Any) -> Any:
     return getattr(registry()[value], name) if named else value
 
 
-def _sites_with(evidence: type) -> str:
+def _advice(site: Site, evidence: type) -> str:
+    """What to use in place of `site`, or of one of its options, that provides `evidence`."""
+    for option in fields(site):
+        if option.default is not MISSING:
+            changed = replace(site, **{option.name: option.default})
+            if evidence in changed.provides:
+                return f"Use {option.name}={option.default!r}"
     fitting = [
         f"{site.__name__}()" for site in Site.__subclasses__() if evidence in site().provides
     ]

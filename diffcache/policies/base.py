@@ -154,7 +154,8 @@ class Policy(ABC):
 
     A policy of scope "step" has no `groups`: it takes one decision for all that its site avoids.
     One of scope "site" names the groups of modules that the columns of its masks stand for, such as
-    the roles of `diffcache.sites.Modules`, or decides on those that its evidence names.
+    the roles of `diffcache.sites.Modules`, or decides on those that its evidence names. One that
+    learns their names from a calibration says so in `by_group`.
     """
 
     evidence: ClassVar[type[Evidence]] = NoEvidence
@@ -162,6 +163,7 @@ class Policy(ABC):
     measured_is_needed: ClassVar[bool] = False
     reads_error: ClassVar[bool] = True
     alternatives: ClassVar[tuple[str, ...]] = ()
+    by_group: ClassVar[bool] = False
     groups: tuple[str, ...] = ()
 
     def revised(self, **options: Any) -> Policy:

@@ -59,6 +59,7 @@ class LagErrors(Policy):
     errors: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] | None = None
     measured: ClassVar[str] = "errors"
     measured_is_needed: ClassVar[bool] = True
+    by_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0.08)

@@ -64,7 +64,8 @@ def untouched(generate: Any) -> Any:
         ((), {"policy": Threshold()}, ValueError, ["Threshold", "ProbeChange", "Output"]),
         (("fbcache",), {"head": -1}, ValueError, ["head=-1"]),
         (("fbcache",), {"head": "1"}, ValueError, ["head='1'", "head=1"]),
-        (("fbcache",), {"head": 0}, ValueError, ["ProbeChange", "BlockStack()"]),
+        (("fbcache",), {"head": 0}, ValueError, ["ProbeChange", "Use head=1"]),
+        ((), {"policy": "smoothcache"}, ValueError, ["LagErrors", "Output", "site=Modules()"]),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
 )
