@@ -68,7 +68,8 @@ def compare(
 
     Raises:
         ValueError: no prompts, another number of seeds, an unknown method, option or argument, no
-            minutes, no PSNR; nothing has run then.
+            minutes, no PSNR; nothing has run then. Or an entry that gives several pictures, or one
+            of another size.
         TypeError: `pipe` is not a pipeline.
     """
     contenders = _contenders(methods)
