@@ -73,13 +73,13 @@ def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 def _squared_errors(a: Any, b: Any) -> np.ndarray:
     a, b = _pair(a, b)
     errors = ((a - b) ** 2).reshape(len(a), -1).mean(axis=1)
-    return np.where(_broken(a, b), 1.0, errors)
+    return np.where(_one_is_broken(a, b), 1.0, errors)
 
 
-def _broken(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Which samples `[N]` are finite in `a` and not in `b`."""
-    finite, other = (np.isfinite(each).reshape(len(each), -1).all(axis=1) for each in (a, b))
-    return finite & ~other
+def _one_is_broken(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Which samples `[N]` are finite in one of both alone."""
+    one, other = (np.isfinite(each).reshape(len(each), -1).all(axis=1) for each in (a, b))
+    return one != other
 
 
 def _decibels(error: np.ndarray, cap: float) -> np.ndarray:
@@ -91,9 +91,9 @@ def psnr(a: Any, b: Any, cap: float = CAP) -> np.ndarray:
 
     Args:
         a: samples as `as_floats` takes them, with values on [0, 1]: pictures `[N, H, W, C]` or
-            `[N, C, H, W]`, videos with one axis more, or anything else normalised. Against one that
-            is not finite nothing can be told, which is NaN.
-        b: samples of the same shape. One that alone is not finite has 0 dB, as black for white.
+            `[N, C, H, W]`, videos with one axis more, or anything else normalised.
+        b: samples of the same shape. Where one of two alone is finite they are 0 dB apart, as black
+            and white are; where neither is, nothing can be told, which is NaN.
         cap: what equal samples are given; they would be infinitely good.
 
     Raises:
@@ -118,7 +118,7 @@ def ssim(a: Any, b: Any) -> np.ndarray | None:
     Args:
         a: pictures `[N, H, W, C]` or `[N, C, H, W]` of 1, 3 or 4 channels, at least 11 pixels wide
             and high, as `psnr` takes them.
-        b: pictures of the same shape. One that alone is not finite has 0.
+        b: pictures of the same shape. Where one of two alone is finite, 0 is given.
 
     Raises:
         ValueError: shapes differ, or values lie far outside of [0, 1].
@@ -142,7 +142,7 @@ def ssim(a: Any, b: Any) -> np.ndarray | None:
             for x, y in zip(a, b, strict=True)
         ]
     )
-    return np.where(_broken(a, b), 0.0, found)
+    return np.where(_one_is_broken(a, b), 0.0, found)
 
 
 def channels_last(array: np.ndarray) -> np.ndarray | None:

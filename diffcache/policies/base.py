@@ -11,11 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-# The guards and the sites look for these here.
-from diffcache.options import check_count as check_count
-from diffcache.options import check_switch as check_switch
-from diffcache.options import is_number as is_number
-
 from .statistics import Statistics
 
 State = dict[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-from diffcache.policies.base import check_count, check_switch
+from diffcache.options import check_count, check_switch
 
 from .report import Rule
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from diffcache.options import check_count
 from diffcache.policies import DraftError, ForecastError, LatentChange, NoEvidence, ProbeChange
-from diffcache.policies.base import check_count
 from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 

@@ -106,7 +106,7 @@ def _refusal(turn: Turn) -> str | None:
         found = "one guidance branch" if branches == 1 else f"{branches} guidance branches"
         return f"a call has {found} a sample and not two"
     if turn.run.uniform:
-        return "the denoiser cannot compute some rows of a batch alone"
+        return "some rows of a batch are not computed alone"
     if not turn.can_forecast("bias", turn.run.samples):
         return (
             "which half of a call is unconditional is not known (the scheduler was stepped with no "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcache.policies.base import is_number
+from diffcache.options import is_number
 from diffcache.runtime.generation import Generation
 from diffcache.runtime.promises import outline, promise
 from diffcache.runtime.rows import leaves, tensor_leaves

@@ -61,7 +61,8 @@ class Modules(Site):
     provides = frozenset({NoEvidence, ForecastError, LatentChange, ModuleChange})
 
     def __post_init__(self) -> None:
-        if not self.roles or set(self.roles) - set(ROLES):
+        several = isinstance(self.roles, (list, tuple)) and self.roles
+        if not several or any(role not in ROLES for role in self.roles):
             raise ValueError(f"roles={self.roles!r}: use one or more of {', '.join(ROLES)}")
 
     @property

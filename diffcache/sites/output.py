@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffcache.options import check_switch
 from diffcache.policies import ForecastError, LatentChange, NoEvidence, PredictedChange
 from diffcache.runtime.names import Names
 from diffcache.runtime.rows import by_rows, merge, take, tensor_leaves
@@ -30,6 +31,9 @@ class Output(Site):
 
     residual: bool = False
     provides = frozenset({NoEvidence, ForecastError, LatentChange, PredictedChange})
+
+    def __post_init__(self) -> None:
+        check_switch("residual", self.residual)
 
     @property
     def keeps_predictions(self) -> bool:

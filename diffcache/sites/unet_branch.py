@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffcache.options import check_count
 from diffcache.policies import ForecastError, LatentChange, NoEvidence
-from diffcache.policies.base import check_count
 from diffcache.runtime.rows import blocks_of, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 

@@ -224,7 +224,7 @@ def test_a_denoiser_that_couples_rows_is_computed_in_full_with_a_note(unet, gene
         assert torch.equal(generate(unet), plain)
         report = diffcache.report(unet)
         assert report.compute_fraction == 1 and report.mask.all()
-    assert any("cannot compute some rows" in note for note in report.notes)
+    assert any("some rows of a batch are not computed alone" in note for note in report.notes)
 
 
 def test_impossible_compositions_are_refused():
