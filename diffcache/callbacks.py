@@ -17,8 +17,8 @@ def outside(callback: Any) -> Any:
     """A user's callback that runs outside of the generation: its denoiser calls are its own."""
     if not callable(callback):
         return callback
-    # Pipelines tell diffusers' own callback objects, which have this attribute, by their class.
-    if not hasattr(callback, "tensor_inputs"):
+    # Pipelines tell diffusers' own callback objects by their class.
+    if not any(kind.__module__ == "diffusers.callbacks" for kind in type(callback).__mro__):
         return partial(_called, callback)
     twin = object.__new__(disguised(base_of(callback), _outside))
     # What the callback remembers is to be found on the user's own object.
@@ -42,22 +42,21 @@ def _called(callback: Callable, *args: Any, **kwargs: Any) -> Any:
         result = callback(*args, **kwargs)
     finally:
         current.reset(token)
-    if generation is not None and given is not None:
+    if generation is not None:
         returned = _latents([result])
-        replaced = returned is not None and returned is not given and _differ(returned, given)
-        if replaced or _writes(given) != written:
+        replaced = returned is not None and (given is None or _differ(returned, given))
+        if replaced or (given is not None and _writes(given) != written):
             generation.edited()
     return result
 
 
 def _latents(values: Iterable[Any]) -> Tensor | None:
     """What a callback is given, or gives back, as the latents: by name, or as they are."""
-    for value in values:
-        found = value.get("latents") if isinstance(value, dict) else value
-        # A timestep may be a tensor without axes.
-        if isinstance(found, Tensor) and found.ndim:
-            return found
-    return None
+    values = list(values)
+    named = [value.get("latents") for value in values if isinstance(value, dict)]
+    # A timestep may be a tensor without axes.
+    found = [each for each in named or values if isinstance(each, Tensor) and each.ndim]
+    return found[0] if found else None
 
 
 def _writes(latents: Tensor) -> int:
@@ -67,4 +66,6 @@ def _writes(latents: Tensor) -> int:
 
 def _differ(new: Tensor, old: Tensor) -> bool:
     """Whether the values differ; a batch of another size is told by the denoiser's calls."""
-    return new.shape == old.shape and not bool(on_host((new == old).all()))
+    if new is old or new.shape != old.shape:
+        return False
+    return not bool(on_host((new == old).all()))

@@ -47,19 +47,24 @@ class ModelWrapping:
 
     def put_on(self, module: nn.Module) -> None:
         """Gates `module` and observes the scheduler."""
-        self._module = ref(module)
+        self._module = ref(module, self._gone)
         self._names = Names(plain_module(module).forward)
         self._gate = ref(gate.open_gate(module, self.running))
-        clock.watch(self._scheduler(), self)
+        if (scheduler := self._scheduler()) is not None:
+            clock.watch(scheduler, self)
         wrappings[module] = self
 
     def take_off(self, module: nn.Module) -> None:
         """Leaves the module and the scheduler plain."""
         self._end()
-        if (scheduler := self._scheduler()) is not None:
-            clock.unwatch(scheduler, self)
+        self._gone(self._module)
+        self._module = ref(module)
         gate.close_gate(module)
         del wrappings[module]
+
+    def _gone(self, module: ref) -> None:
+        if (scheduler := self._scheduler()) is not None:
+            clock.unwatch(scheduler, self)
 
     @property
     def _generation(self) -> Generation | None:
@@ -141,6 +146,7 @@ class ModelWrapping:
         # Whoever compiled the module since the last generation has replaced its gate.
         kept = gate.open_gate(module, self.running)
         scope = ExitStack()
+        scope.callback(self._finish, generation)
         scope.callback(gate.close_gate, module)
         self._gate, kept.held = ref(kept), (generation, scope)
         try:
@@ -160,8 +166,10 @@ class ModelWrapping:
         kept = self._gate()
         if kept is None or kept.held is None:
             return
-        (generation, scope), kept.held = kept.held, None
+        (_, scope), kept.held = kept.held, None
         scope.close()
+
+    def _finish(self, generation: Generation) -> None:
         self.report = generation.finish()
         generation.handlers.clear()
         generation.fall_back = generation.told = None

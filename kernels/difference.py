@@ -92,7 +92,7 @@ def forecast_error(
     *,
     absolute: bool = False,
 ) -> Tensor:
-    """Squared norms of D = V - sum_k w[b, k] A_k and of V, per sample: fp32 [2, B].
+    """Squared norms of D = V - sum_k w[b, k] A_k and of V, per sample: [2, B], fp32 or fp64.
 
     With A_k what a value V is forecast from, the first is how far the forecast is off. A cache
     asks this at every step that it computes, so operands are taken unchecked: one shape [B, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from threading import RLock
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
 
@@ -69,6 +70,7 @@ class _Watched(NamedTuple):
 
 # By identity, as a scheduler may compare by value.
 _watched: dict[int, _Watched] = {}
+_lock = RLock()
 
 
 def watch(scheduler: Any, resident: Resident | None = None) -> None:
@@ -77,20 +79,22 @@ def watch(scheduler: Any, resident: Resident | None = None) -> None:
     The running generation is told; outside of any, all residents are.
     """
     identity = id(scheduler)
-    if identity not in _watched:
-        gone = ref(scheduler, lambda _: _watched.pop(identity, None))
-        _watched[identity] = _Watched(gone, [])
-    _watched[identity].watching.append(resident)
-    scheduler.__class__ = disguised(base_of(scheduler), _observing)
+    with _lock:
+        if identity not in _watched:
+            gone = ref(scheduler, lambda _: _watched.pop(identity, None))
+            _watched[identity] = _Watched(gone, [])
+        _watched[identity].watching.append(resident)
+        scheduler.__class__ = disguised(base_of(scheduler), _observing)
 
 
 def unwatch(scheduler: Any, resident: Resident | None = None) -> None:
     """Takes back one `watch`; the last one leaves the plain scheduler."""
-    watching = _watched[id(scheduler)].watching
-    watching.remove(resident)
-    if not watching:
-        del _watched[id(scheduler)]
-        scheduler.__class__ = base_of(scheduler)
+    with _lock:
+        watching = _watched[id(scheduler)].watching
+        watching.remove(resident)
+        if not watching:
+            del _watched[id(scheduler)]
+            scheduler.__class__ = base_of(scheduler)
 
 
 def _residents(scheduler: Any) -> list[Resident]:

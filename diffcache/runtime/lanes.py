@@ -49,6 +49,8 @@ class Lane:
         self._watched: list[Any] = []
         self._tensors: list[Tensor] = []
         self._writes: list[int] = []
+        # What the tensors held when they were last written to.
+        self._held: list[Tensor] = []
 
     def refresh(self) -> None:
         """Forgets what was computed, where the conditioning was written to since the last call."""
@@ -58,11 +60,15 @@ class Lane:
             self._tensors = [each for each in found if not each.is_inference()]
             self._watched = self.conditioning
         self._writes = [each._version for each in self._tensors]
-        known = map(operator.is_, tensors, self._tensors)
-        changed = map(operator.ne, writes, self._writes)
-        if self._writes != writes and any(map(operator.and_, known, changed)):
-            for kept in (self.histories, self.memory, self.changes):
-                kept.clear()
+        if self._writes == writes:
+            return
+        pairs = zip(tensors, self._tensors, writes, self._writes, strict=False)
+        if any(_share_memory(old, new) and one != other for old, new, one, other in pairs):
+            # A buffer may be filled with the same at every step.
+            if not _match(self._held, self._tensors, _equal):
+                for kept in (self.histories, self.memory, self.changes):
+                    kept.clear()
+            self._held = [each.clone() for each in self._tensors]
 
     def history(self, key: Hashable, more: int = 0) -> History:
         """The values of a signal; where there are none, room for some, and for so many `more`."""
@@ -97,7 +103,7 @@ class Lane:
     @property
     def bytes(self) -> int:
         histories = sum(history.bytes for history in self.histories.values())
-        others = tensor_leaves([self.changes, self.memory])
+        others = tensor_leaves([self.changes, self.memory, self._held])
         return histories + sum(tensor.nbytes for tensor in others)
 
     @property
@@ -239,6 +245,11 @@ def _agree(a: Any, b: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
     if isinstance(a, list):
         return _match(a, b, same)
     return isinstance(a, Hashable) and a == b
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether they are one tensor, or views of one, which count writes together."""
+    return a is b or a.data_ptr() == b.data_ptr()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

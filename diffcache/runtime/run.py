@@ -124,7 +124,7 @@ class Run:
 
     def edited(self) -> None:
         """Starts afresh where the latents were edited after the last step."""
-        if self.samples is not None:
+        if self.samples is not None and self.index < self.total:
             # Who edits them after each step goes the way of any sampler, which may be forecast.
             last, self._edited = self._edited, self.index
             if not self.index - last <= getattr(self.scheduler, "order", 1):

@@ -132,7 +132,9 @@ def _adapted(module: nn.Module) -> tuple:
         return tuple(str(found[factor]) for factor in _FREEU)
     processor = found.get("processor")
     scales = found.get("scaling"), getattr(processor, "scale", None)
-    active = found.get("_active_adapter"), found.get("_disable_adapters")
+    # peft merges by writing past the counts of writes.
+    names = "_active_adapter", "_disable_adapters", "merged_adapters"
+    active = map(found.get, names)
     if processor is None and scales[0] is None:
         return ()
     return id(processor), *map(str, scales), *map(str, active)

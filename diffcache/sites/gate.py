@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from copy import deepcopy
 from threading import RLock
 from typing import Any
 
@@ -36,8 +37,8 @@ class _Gate:
         self.identity = id(module)
         self.uses = 0
         self.resident: Resident | None = None
-        # What the resident keeps for as long as the module lives.
-        self.held: Any = None
+        # The resident's open generation, and what ends it.
+        self.held: tuple[Generation, ExitStack] | None = None
         self.previous = module.__dict__.get(attribute)
         plain = module._call_impl if attribute == _PRIVATE else module.forward
         self.plain: Callable = self.previous or plain
@@ -54,6 +55,14 @@ class _Gate:
             return self._outside(args, kwargs)
         handler = generation.handlers.get(self.identity)
         return self.plain(*args, **kwargs) if handler is None else handler(self.plain, args, kwargs)
+
+    def __del__(self) -> None:
+        # Somebody has replaced the gate, as `module.compile()` does, or the module is gone.
+        if self.held is not None:
+            self.held[1].close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable:
+        return deepcopy(self.plain, memo)
 
     def _outside(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Serves a call that no pipeline makes."""

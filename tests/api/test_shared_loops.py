@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import diffcache
 
 STEPS = 16
 TEXTS = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(5))
-MASK = [step % 4 == 0 for step in range(STEPS)]
+MASK = [step < 2 or step % 4 == 0 for step in range(STEPS)]
 
 
 class Counted(torch.nn.Module):
@@ -30,13 +31,20 @@ class Counted(torch.nn.Module):
 
 
 @torch.no_grad()
-def run(scheduler: Any, *models: Any, texts: Any = TEXTS, stop: int = STEPS) -> torch.Tensor:
+def run(
+    scheduler: Any,
+    *models: Any,
+    texts: torch.Tensor = TEXTS,
+    given: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    stop: int = STEPS,
+) -> torch.Tensor:
     """A loop whose denoisers take an equal share of the steps each, one after the other."""
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(STEPS)
     for step, t in enumerate(scheduler.timesteps[:stop]):
         model = models[step * len(models) // STEPS]
-        latents = scheduler.step(model(latents, t, texts), t, latents).prev_sample
+        prompt = texts if given is None else given(texts)
+        latents = scheduler.step(model(latents, t, prompt), t, latents).prev_sample
     return latents
 
 
@@ -80,8 +88,17 @@ def test_both_of_two_are_served(unet, models):
     assert diffcache.report(models[0]).steps == STEPS
 
 
+def whole(texts: torch.Tensor) -> torch.Tensor:
+    return texts
+
+
+def view(texts: torch.Tensor) -> torch.Tensor:
+    return texts[:1]
+
+
+@pytest.mark.parametrize("given", [whole, view])
 @pytest.mark.parametrize("when", [1, 6])
-def test_a_prompt_written_over_is_computed_with(unet, models, when):
+def test_a_prompt_written_over_is_computed_with(unet, models, when, given):
     scheduler, (model, _) = unet.scheduler, models
     diffcache.wrap(model, mask=[True] + [False] * (STEPS - 1), scheduler=scheduler)
     run(scheduler, model)
@@ -96,8 +113,16 @@ def test_a_prompt_written_over_is_computed_with(unet, models, when):
 
     scheduler = Rewriting.from_config(scheduler.config)
     diffcache.wrap(model, mask=[True] + [False] * (STEPS - 1), scheduler=scheduler)
-    run(scheduler, model, texts=texts)
+    run(scheduler, model, texts=texts, given=given)
     assert diffcache.report(model).mask[:, 0].nonzero().flatten().tolist() == [0, when]
+
+
+def test_a_buffer_that_is_filled_with_the_same_again(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    buffer = TEXTS.clone()
+    diffcache.wrap(model, mask=MASK, scheduler=scheduler)
+    run(scheduler, model, given=lambda texts: buffer.copy_(texts))
+    assert diffcache.report(model).mask[:, 0].tolist() == MASK
 
 
 def test_a_loop_that_stops_early_is_freed(unet, models):
@@ -108,6 +133,42 @@ def test_a_loop_that_stops_early_is_freed(unet, models):
     del model, scheduler
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+def test_a_denoiser_that_is_gone_is_told_nothing(unet, models):
+    scheduler, other = unet.scheduler, models[1]
+    model = copy.deepcopy(models[0])
+    diffcache.wrap(model, scheduler=scheduler)
+    run(scheduler, model, stop=7)
+    del model
+    gc.collect()
+    assert type(scheduler).__dict__.get("_diffcache_base") is None
+    diffcache.wrap(other, "interval", scheduler=scheduler, every=4)
+    run(scheduler, other)
+    assert diffcache.report(other).steps == STEPS
+    diffcache.unwrap(other)
+    assert type(scheduler) is DDIMScheduler
+
+
+@pytest.mark.parametrize("method", ["adaptive", "deepcache"])
+def test_a_denoiser_compiled_in_an_open_loop_keeps_no_gates(unet, method):
+    model, scheduler = unet.unet, unet.scheduler
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    diffcache.wrap(model, method, scheduler=scheduler)
+    latents = torch.ones(1, 4, 8, 8)
+    scheduler.set_timesteps(STEPS)
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            if step == 4:
+                model.compile(backend="eager")
+            found = model(latents, t, encoder_hidden_states=TEXTS).sample
+            latents = scheduler.step(found, t, latents).prev_sample
+    assert diffcache.report(model).steps == 4
+    diffcache.unwrap(model)
+    model._compiled_call_impl = None
+    for name, module in model.named_modules():
+        assert set(vars(module)) - before[name] <= {"_compiled_call_impl"}
+        assert vars(module).get("_compiled_call_impl") is None
 
 
 class Nameless:

@@ -1,6 +1,7 @@
 """Callbacks that edit latents, or ask the denoiser something of their own."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -124,3 +125,46 @@ def test_a_callbacks_own_calls_are_computed(pipe, generate, kind):
     assert len(answers) == STEPS and all(torch.equal(answers[0], each) for each in answers)
     # What it remembers is on the user's own object.
     assert probe.asked == STEPS - 1
+
+
+class Slotted:
+    __slots__ = ("tensor_inputs",)
+
+    def __call__(self, *given: Any) -> dict:
+        return given[-1]
+
+
+def marked(*given: Any) -> dict:
+    return given[-1]
+
+
+marked.tensor_inputs = ["latents"]
+
+
+@pytest.mark.parametrize("callback", [Mock(side_effect=marked), marked, Slotted()])
+def test_any_callable_may_be_a_callback(pipe, generate, callback):
+    diffcache.wrap(pipe, mask=MASK)
+    wanted = generate(pipe, steps=STEPS)
+    assert torch.equal(generate(pipe, steps=STEPS, callback_on_step_end=callback), wanted)
+
+
+def test_latents_that_were_not_asked_for_may_be_replaced(pipe, generate):
+    noise = generate(pipe, steps=STEPS)
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        assert not tensors
+        return {"latents": noise} if step == 9 else {}
+
+    given = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": []}
+    diffcache.wrap(pipe, "interval", every=8)
+    generate(pipe, steps=STEPS, **given)
+    assert diffcache.report(pipe).mask[10].all() and len(afresh(diffcache.report(pipe))) == 1
+
+
+def test_edits_after_the_last_step_start_nothing(pipe, generate):
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        return {"latents": tensors["latents"] * (0.5 if step == STEPS - 1 else 1)}
+
+    diffcache.wrap(pipe, mask=MASK)
+    generate(pipe, steps=STEPS, callback_on_step_end=callback)
+    assert not afresh(diffcache.report(pipe))

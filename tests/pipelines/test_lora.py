@@ -100,3 +100,20 @@ def test_adapter_added_and_deleted_while_wrapped(unet, generate):
     assert torch.equal(generate(unet, steps=10), plain)
     diffcache.unwrap(unet)
     assert torch.equal(generate(unet, steps=10), plain)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_adapter_merged_by_a_callback_is_noticed(make, generate, kind):
+    pipe = adapted(make, kind)
+    (name,) = denoisers(pipe)
+
+    def merge(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        if step == 4:
+            pipe.fuse_lora(components=[name], adapter_names=["two"])
+        return tensors
+
+    diffcache.wrap(pipe, "interval", every=8)
+    generate(pipe, steps=10, callback_on_step_end=merge)
+    report = diffcache.report(pipe)
+    assert report.mask[5].all() and not report.mask[6].any()
+    assert any("adapters" in note and "afresh" in note for note in report.notes)
