@@ -8,7 +8,7 @@ from weakref import ref
 
 from torch import nn
 
-from .calibration import Calibration, cautious, watch
+from .calibration import Calibration
 from .methods import Method
 from .requesting import requests
 from .runtime import clock
@@ -21,8 +21,8 @@ from .runtime.report import Report
 from .runtime.run import Run
 from .runtime.timetable import number_of
 from .sites import gate
-from .sites.discovery import plain_module, version
-from .wrapping import put_on, requested, wrappings
+from .sites.discovery import plain_module
+from .wrapping import prepare, put_on, requested, wrappings
 
 
 class ModelWrapping:
@@ -47,7 +47,7 @@ class ModelWrapping:
 
     def put_on(self, module: nn.Module) -> None:
         """Gates `module` and observes the scheduler."""
-        self._module = ref(module, self._gone)
+        self._module = ref(module, self._unwatch)
         self._names = Names(plain_module(module).forward)
         self._gate = ref(gate.open_gate(module, self.running))
         if (scheduler := self._scheduler()) is not None:
@@ -57,12 +57,13 @@ class ModelWrapping:
     def take_off(self, module: nn.Module) -> None:
         """Leaves the module and the scheduler plain."""
         self._end()
-        self._gone(self._module)
+        self._unwatch()
+        # One that is gone later has nothing more to take back.
         self._module = ref(module)
         gate.close_gate(module)
         del wrappings[module]
 
-    def _gone(self, module: ref) -> None:
+    def _unwatch(self, _: ref | None = None) -> None:
         if (scheduler := self._scheduler()) is not None:
             clock.unwatch(scheduler, self)
 
@@ -150,13 +151,7 @@ class ModelWrapping:
         scope.callback(gate.close_gate, module)
         self._gate, kept.held = ref(kept), (generation, scope)
         try:
-            generation.method, note = cautious(
-                generation.method, self.calibration, [module], [scheduler]
-            )
-            self.checked.refresh(version(module))
-            watch(self.calibration, generation)
-            if note is not None:
-                generation.report.note(note)
+            prepare(self, generation, [module], [scheduler])
             put_on(scope, generation, generation.method, {"": module})
         except Exception as error:
             generation.survive(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,22 @@ def requested(method: Method) -> Method:
     """The method with the options of the request that is open, if any."""
     request = requests.get()
     return request.configured(method) if request is not None else method
+
+
+def prepare(
+    wrapping: PipelineWrapping | ModelWrapping,
+    generation: Generation,
+    modules: Sequence[nn.Module],
+    stepped: Sequence[Any],
+    call: partial | None = None,
+) -> None:
+    """Tells a generation what is known of its denoisers and the schedulers that are `stepped`."""
+    calibration = wrapping.calibration
+    generation.method, note = cautious(generation.method, calibration, modules, stepped, call)
+    wrapping.checked.refresh(tuple(map(version, modules)))
+    watch(calibration, generation)
+    if note is not None:
+        generation.report.note(note)
 
 
 def put_on(
@@ -147,13 +163,7 @@ class PipelineWrapping:
         own = own_processors(pipe)
         named = {} if own else denoisers(pipe)
         modules, stepped = tuple(named.values()), schedulers(pipe)
-        generation.method, note = cautious(
-            generation.method, self.calibration, modules, stepped, call
-        )
-        self.checked.refresh(tuple(map(version, modules)))
-        watch(self.calibration, generation)
-        if note is not None:
-            generation.report.note(note)
+        prepare(self, generation, modules, stepped, call)
         if own:
             generation.report.note(f"computed in full: what {own} keeps, the pipeline may read")
         for scheduler in stepped:
