@@ -56,8 +56,14 @@ class Turn:
             run.stage.collector.attend(lane)
 
     def _settle(self, decision: list[bool] | None) -> None:
-        if self.run.samples is None or self.rows % self.run.samples:
+        samples = self.run.samples
+        if samples is None or self.rows % samples:
             self.compute_all()
+            if samples is not None:
+                self.run.note(
+                    f"a call of {self.rows} rows was computed, as they are not those of the "
+                    f"{samples} samples that the scheduler steps"
+                )
         elif decision is not None:
             self.mask = samples_to_rows(decision, self.rows)
             if groups := self.run.groups:
