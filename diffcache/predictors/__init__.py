@@ -2,7 +2,7 @@
 
 from .base import Predictor
 from .chebyshev import ChebyshevRidge
-from .corrections import Correction, Course, correction, taken_back
+from .corrections import Correction, Course, correction, followed, taken_back
 from .frequency_split import FrequencySplit
 from .kriging import Kriging
 from .newton import Newton, Reuse, adams_bashforth
@@ -24,5 +24,6 @@ __all__ = [
     "correction",
     "damped",
     "damping",
+    "followed",
     "taken_back",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -97,6 +98,37 @@ def correction(base: Predictor, course: Course, times: tuple[float, ...]) -> Cor
         map(tuple, (trust * found).tolist()) for found in (sample, before)
     )
     return Correction(newest, plain_sample, plain_clean, damped_sample, damped_clean)
+
+
+def followed(guided: Sequence[torch.Tensor], branches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How far each sample's `guided` values are made of their `branches` in one way, from 1 to 0.
+
+    Values of two guidance scales lie on no one course, and corrections would take the change of
+    scale for an error. The newest value tells the weights of its branches, by least squares. They
+    count in full while they miss earlier values by up to half of what the newest has changed by,
+    and no more where it is all of it. Ours.
+
+    Args:
+        guided: newest first, each `[samples, elements]`.
+        branches: those of each, `[samples, branches, elements]`.
+
+    Returns:
+        `[samples]` fp32.
+    """
+    newest, first = guided[0].float(), branches[0].float()
+    products = first @ first.mT
+    # Branches are nearly alike, and where they are the same any weights will do.
+    ridge = 1e-6 * products.diagonal(dim1=1, dim2=2).mean(1)
+    products.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    sought = first @ newest[:, :, None]
+    # Unlike `solve`, this waits for no device to say whether it could be solved.
+    weights = torch.linalg.solve_ex(products, sought).result
+    least = torch.ones_like(ridge)
+    for value, parts in zip(guided[1:], branches[1:], strict=True):
+        missed = (weights.mT @ parts.float())[:, 0] - value.float()
+        changed = (newest - value.float()).norm(dim=1)
+        least = torch.minimum(least, 2 - 5 * missed.norm(dim=1) / changed.clamp(min=1e-12))
+    return least.clamp(min=0).nan_to_num(0.0)
 
 
 def taken_back(newest: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffcache.kernels import combine
 from diffcache.kernels.transfer import sent
-from diffcache.predictors import Correction, Course, Predictor, correction, taken_back
+from diffcache.predictors import Correction, Course, Predictor, correction, followed, taken_back
 
 from .composition import Stage
 from .history import Anchor, History
@@ -80,6 +80,8 @@ class Corrections:
                 sent(part, factors.device) + (1 - factors[:, None]) * sent(extra, factors.device)
                 for part, extra in zip((moves, clean), more, strict=True)
             )
+        if (alike := self._followed(values, branches)) is not None:
+            moves, clean = (alike[:, None] * sent(part, alike.device) for part in (moves, clean))
         off = combine(values, moves)
         steeper = taken_back(off.flatten(1), self._last(stage, off, found))
         slopes = self.course.slopes[place] + steeper / self.course.noise[place]
@@ -94,6 +96,26 @@ class Corrections:
             "model_output": prediction + moved.to(prediction.dtype),
             "sample": sample.add(off.to(sample.dtype), alpha=self.course.units[place]),
         }
+
+    def _followed(self, values: Sequence[Tensor], branches: Sequence[History]) -> Tensor | None:
+        """How far guided `values`, newest first, are made of `branches` in one way, `[samples]`.
+
+        None where a pipeline makes something of another form of them.
+        """
+        samples = len(values[0])
+        found = []
+        for value, *slots in zip(values, *(branch.slots for branch in branches), strict=False):
+            leaves = (
+                slot[_predicting(branch, value)].to(value.device)
+                for slot, branch in zip(slots, branches, strict=True)
+            )
+            # Some predictions are a part of the leaf, without a learned variance or the condition.
+            parts = [leaf[(..., *map(slice, value.shape[1:]))] for leaf in leaves]
+            if any(part.shape[1:] != value.shape[1:] for part in parts):
+                return None
+            rows = torch.cat([part.reshape(-1, samples, value[0].numel()) for part in parts])
+            found.append(rows.transpose(0, 1))
+        return followed([value.flatten(1) for value in values[: len(found)]], found)
 
     def _last(self, stage: Stage, off: Tensor, found: Sequence[Correction | None]) -> Tensor:
         """What samples were corrected by before, `off` taking its place for those it corrects."""

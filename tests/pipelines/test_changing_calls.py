@@ -5,6 +5,7 @@ import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 
 import diffcache
+from diffcache import tiny
 
 METHODS = ["adaptive", "deepcache", "fora"]
 HALF = [step % 2 == 0 for step in range(10)]
@@ -30,6 +31,31 @@ def test_guidance_that_ends_on_the_way(unet, generate, method):
     assert torch.equal(cut(), latents)
     diffcache.unwrap(unet)
     assert torch.equal(cut(), plain)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8.0, 1.5), (1.5, 8.0), (2.5, 2.5)])
+def test_a_change_of_guidance_is_not_corrected_as_an_error(before, after):
+    pipe = tiny.pipeline("unet")
+    pipe.set_progress_bar_config(disable=True)
+    mask = [step not in (9, 10, 11) for step in range(16)]
+
+    def change(pipe, step, timestep, tensors):
+        if step == 9:
+            pipe._guidance_scale = after
+        return tensors
+
+    def latents(corrects):
+        with diffcache.wrapped(pipe, mask=mask, corrects=corrects):
+            return pipe(
+                ["two red circles", "three blue squares", "one green triangle"],
+                num_inference_steps=len(mask),
+                guidance_scale=before,
+                generator=[torch.Generator().manual_seed(seed) for seed in range(3)],
+                callback_on_step_end=change,
+                output_type="latent",
+            ).images
+
+    assert torch.equal(latents(corrects=True), latents(corrects=False)) == (before != after)
 
 
 @pytest.mark.parametrize("begin", [3, 4], ids=["skipped step", "computed step"])

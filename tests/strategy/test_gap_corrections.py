@@ -5,7 +5,7 @@ from math import exp, log
 import pytest
 import torch
 
-from diffcache.predictors import Course, Kriging, correction, taken_back
+from diffcache.predictors import Course, Kriging, correction, followed, taken_back
 
 TIMES = (0.0, 0.02, 0.05, 0.11, 0.2, 0.31, 0.45, 0.6, 0.78, 1.0)
 NOISE = (*(5.5 * exp(-3 * t) for t in TIMES), 0.0)
@@ -108,3 +108,32 @@ def test_what_is_taken_back_is_told_sample_by_sample():
     spoilt = taken_back(newest.index_fill(0, torch.tensor([2]), float("nan")), last)
     assert spoilt.isnan().tolist() == [False, False, True, False, False]
     assert taken_back(newest.bfloat16(), last.bfloat16()).dtype == torch.float32
+
+
+def guided(branches, scale):
+    """`[samples, elements]` of `[samples, 2, elements]`, as classifier-free guidance has them."""
+    empty, text = branches.unbind(1)
+    return empty + scale * (text - empty)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_of_one_guidance_scale_are_followed_sample_by_sample(dtype):
+    generator = torch.Generator().manual_seed(0)
+    drift, start, apart = torch.randn(3, 4, 2, 256, generator=generator)
+    # Branches are much alike, and change by a fifth from one value to the next.
+    branches = [start[:, :1] + 0.2 * apart + 0.2 * step * drift for step in range(3)]
+    scales = torch.tensor([[7.0, 7.0, 7.0], [7.0, 1.5, 1.5], [1.5, 1.5, 7.0], [7.0, 7.0, 7.0]])
+    values = [guided(each, scale[:, None]) for each, scale in zip(branches, scales.T, strict=True)]
+    values[1][3, 0] = float("nan")
+    found = followed([v.to(dtype) for v in values], [b.to(dtype) for b in branches])
+    assert found.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_branch_alone_and_branches_that_are_the_same_are_followed():
+    values = list(torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0)))
+    assert followed(values, [-value[:, None] for value in values]).tolist() == [1.0, 1.0]
+    twice = [value[:, None].expand(-1, 2, -1) for value in values]
+    assert followed(values, twice).tolist() == [1.0, 1.0]
+    # Guidance that stops: the branch that is left does not make up what was guided.
+    values[2] = 3 * values[2]
+    assert followed(values, [value[:, None] for value in values[:2]] + [values[1][:, None]])[0] == 0
