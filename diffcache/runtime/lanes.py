@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -66,9 +66,13 @@ class Lane:
         if any(_share_memory(old, new) and one != other for old, new, one, other in pairs):
             # A buffer may be filled with the same at every step.
             if not _match(self._held, self._tensors, _equal):
-                for kept in (self.histories, self.memory, self.changes):
-                    kept.clear()
+                self.forget()
             self._held = [each.clone() for each in self._tensors]
+
+    def forget(self) -> None:
+        """Drops all that was computed."""
+        for kept in (self.histories, self.memory, self.changes):
+            kept.clear()
 
     def history(self, key: Hashable, more: int = 0) -> History:
         """The values of a signal; where there are none, room for some, and for so many `more`."""
@@ -150,14 +154,27 @@ class Lanes:
         self.capacity = capacity
         self._known: dict[Hashable, list[Lane]] = {}
 
-    def next_step(self) -> None:
-        """Starts a step: every lane may be used again, and lanes long unused are dropped."""
+    def next_step(self) -> str | None:
+        """Starts a step: every lane may be used again, and lanes long unused are dropped.
+
+        Where more or fewer calls agreed in all but their order than in the step before, nobody
+        knows which of them was which. What they computed is then forgotten, and this says so.
+        """
+        mixed = [lane for known in self._known.values() for lane in _mixed_up(known)]
+        for lane in mixed:
+            lane.forget()
         for known in self._known.values():
             for lane in tuple(known):
                 lane.idle = 0 if lane.used else lane.idle + 1
                 lane.used = False
                 if lane.idle > _PATIENCE:
                     known.remove(lane)
+        if not mixed:
+            return None
+        return (
+            "calls that differ in nothing but their order were more or fewer than in the step "
+            "before, so what they had computed was forgotten"
+        )
 
     @property
     def used(self) -> list[Lane]:
@@ -212,6 +229,19 @@ def conditioning_of(arguments: dict[str, Any]) -> list[Any]:
         # The leaves of a container, because a pipeline may refill one and the same.
         found.append(leaves(value) if isinstance(value, (dict, list, tuple)) else value)
     return found
+
+
+def _mixed_up(known: Sequence[Lane]) -> Iterator[Lane]:
+    """Lanes that another call than before may have continued in the step that ends."""
+    for lane in known:
+        begun = lane.used and (lane.calls == 1 or lane.idle > 0)
+        ended = not lane.used and lane.idle == 0
+        if not (begun or ended):
+            continue
+        for twin in known:
+            older = twin is not lane and twin.used and twin.calls > 1
+            if older and _match(twin.conditioning, lane.conditioning, _equal):
+                yield from (lane, twin)
 
 
 def _free(

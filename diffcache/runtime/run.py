@@ -111,9 +111,9 @@ class Run:
             self.stages[self.stage_number] = Stage.of(self.method, self.samples)
         self.stage = self.stages[self.stage_number]
 
-    def note(self, text: str) -> None:
-        """Says something once in the generation's report."""
-        if text not in self.notes:
+    def note(self, text: str | None) -> None:
+        """Says something once in the generation's report, where there is something to say."""
+        if text is not None and text not in self.notes:
             self.notes.append(text)
 
     def forget(self, why: str, step: int) -> None:
@@ -251,7 +251,7 @@ class Run:
         if (recorder := recording.get()) is not None:
             recorder.predicted(prediction, self.total)
         self._observe(prediction, latents)
-        self.lanes.next_step()
+        self.note(self.lanes.next_step())
         self._enter(self.index + 1)
         if self.evaluates_twice:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1

@@ -123,3 +123,35 @@ def test_lane_used_every_other_step_stays(lanes):
         lanes.next_step()
         if step % 2 == 0:
             assert lanes.find(PLACE, call(cond, step)) is first
+
+
+def test_calls_of_one_kind_that_come_and_go_leave_nothing_to_each_other(lanes):
+    def step(number: int, calls: int) -> str | None:
+        for index in range(calls):
+            lane = lanes.find(PLACE, call(text(1), number))
+            lane.memory["from"] = (number, index)
+        other = lanes.find(PLACE, call(text(2), number))
+        other.memory["from"] = (number, "other")
+        said = lanes.next_step()
+        held = [lane.memory.get("from") for known in lanes._known.values() for lane in known]
+        kept.append({each for each in held if each is not None})
+        return said
+
+    kept: list[set] = []
+    said = [step(number, calls) for number, calls in enumerate([1, 1, 2, 2, 1, 1, 2])]
+    assert [text is not None for text in said] == [False, False, True, False, True, False, True]
+    assert "more or fewer" in said[2]
+    # The branch of another prompt keeps what it has.
+    assert kept[:4] == [
+        {(0, 0), (0, "other")},
+        {(1, 0), (1, "other")},
+        {(2, "other")},
+        {(3, 0), (3, 1), (3, "other")},
+    ]
+
+
+def test_a_call_every_second_step_is_mixed_up_with_none(lanes):
+    for step in range(6):
+        if step % 2 == 0:
+            lanes.find(PLACE, call(text(1), step))
+        assert lanes.next_step() is None
