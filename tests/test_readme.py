@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import diffcache
 from diffcache import tiny
@@ -25,7 +26,7 @@ def test_the_table_is_that_of_the_results(monkeypatch):
 def test_code_runs_as_written(monkeypatch, tmp_path, denoiser_of):
     """On a tiny pipeline, with fewer steps, and in less time than ten minutes where it asks so."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
     pipe = tiny.pipeline("dit")
     pipe.set_progress_bar_config(disable=True)
@@ -35,11 +36,16 @@ def test_code_runs_as_written(monkeypatch, tmp_path, denoiser_of):
     )
     for name in ("compare", "tune", "calibrate"):
         monkeypatch.setattr(diffcache, name, partial(getattr(diffcache, name), **STEPS))
+    other = tiny.pipeline("unet")
+    model = denoiser_of(other)
     names = {
         "pipe": pipe,
         "prompts": list(tiny.prompts[:3]),
-        "model": denoiser_of(tiny.pipeline("dit")),
-        "scheduler": pipe.scheduler,
+        "torch": torch,
+        "model": model,
+        "scheduler": other.scheduler,
+        "sample": torch.randn(1, model.config.in_channels, 16, 16),
+        "call": {"encoder_hidden_states": other.encode_prompt("a circle", "cpu", 1, False)[0]},
     }
     for block in blocks:
         # Ten minutes of comparing are for a real pipeline.
