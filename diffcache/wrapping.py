@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
 
-_CALLBACKS = {"callback_on_step_end", "callback"}
+_CALLBACK = re.compile(r"callback|\w*callback_on_step_end")
 
 
 def requested(method: Method) -> Method:
@@ -173,7 +174,7 @@ class PipelineWrapping:
         if modules and all(id(each) in generation.handlers for each in modules):
             _help_on_demand(scope, generation, helpers(pipe))
         # Nobody but a callback has a chance to change a denoiser, or what it is told, in the call.
-        if any(map(call.keywords.get, _CALLBACKS)):
+        if any(map(call.keywords.get, _callbacks(call.keywords))):
             generation.watched = True
             generation.version = lambda: tuple(map(version, modules))
         scope.callback(current.reset, current.set(generation))
@@ -193,12 +194,17 @@ class PipelineWrapping:
             request.finished(self.report, draft)
 
 
+def _callbacks(keywords: Iterable[str]) -> list[str]:
+    """Those that name a callback; a combined pipeline's for its prior has a prefix."""
+    return [name for name in keywords if _CALLBACK.fullmatch(name)]
+
+
 def _scoped(base: type) -> dict[str, Callable]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         wrapping = wrappings.get(self)
         if wrapping is None:
             return base.__call__(self, *args, **kwargs)
-        for name in _CALLBACKS & kwargs.keys():
+        for name in _callbacks(kwargs):
             kwargs[name] = outside(kwargs[name])
         call = partial(base.__call__, self, *args, **kwargs)
         return wrapping.generate(self, call)
