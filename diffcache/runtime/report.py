@@ -100,6 +100,9 @@ class Report:
         return counts
 
     def __str__(self) -> str:
+        notes = [f"  note     {text}" for text in self.notes]
+        if not self.total:
+            return "\n".join([f"diffcache {self.method}: no denoiser call was observed", *notes])
         rules = ", ".join(f"{rule} {count}" for rule, count in sorted(self.bound().items()))
         lines = [
             f"diffcache {self.method}: {self.computed:.0f} of {self.total} row-steps computed "
@@ -115,5 +118,4 @@ class Report:
             lines.append(f"  prefix   {self.prefix} row-steps before the first skip, {size}")
         shown = min(self.mask.shape[1], 8)
         lines += [f"  sample {i} {self.timeline(i)}" for i in range(shown)]
-        lines += [f"  note     {text}" for text in self.notes]
-        return "\n".join(lines)
+        return "\n".join(lines + notes)
