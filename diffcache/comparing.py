@@ -9,7 +9,7 @@ from typing import Any
 from .api import check_pipeline, unwrap, wrapped
 from .comparison import Comparison, Row
 from .disabling import refuse_disabled
-from .measuring import PLAIN, Contender, Measuring
+from .measuring import PLAIN, TOO_FAST, Contender, Measuring, too_fast
 from .methods import Method, find
 from .options import is_number
 from .requesting import unrequested
@@ -21,9 +21,6 @@ BESIDE = ("steps", "time", "noise")
 
 # How rows are labelled that no method generated.
 _PLAIN_ROWS = re.compile(rf"{PLAIN}(, .*)?|\d+ steps")
-
-# Nothing is faster than its share of the work by more than noise, so far as clocks are steady.
-_STEADY = 1.5
 
 
 def compare(
@@ -177,11 +174,11 @@ def unsteady(rows: list[Row]) -> list[str]:
 
     Then other programs slowed the plain run, and no time that is held against it says much.
     """
-    fast = [row.label for row in rows[1:] if row.seconds * _STEADY < row.compute * rows[0].seconds]
+    plain, *others = rows
+    fast = [row.label for row in others if too_fast(plain.seconds / row.seconds, row.compute)]
     if not fast:
         return []
     return [
-        f"{', '.join(fast)}: faster than the share that was computed allows, so the machine was "
-        "busier when the plain pipeline ran; take no time from this table, and compare again when "
+        f"{', '.join(fast)}: {TOO_FAST}; take no time from this table, and compare again when "
         "nothing else runs"
     ]

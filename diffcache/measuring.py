@@ -25,6 +25,13 @@ PLAIN = "plain"
 WARM_UP_STEPS = 12
 RUNGS = 6
 """Tolerances of a ladder, at most."""
+TOO_FAST = (
+    "faster than the share that was computed allows, so the machine was busier when the plain "
+    "pipeline ran"
+)
+
+# Nothing is faster than its share of the work by more than noise, so far as clocks are steady.
+_STEADY = 1.3
 
 
 class Contender(NamedTuple):
@@ -220,6 +227,11 @@ class Measuring:
             "compute": found.compute,
             "speed_up": self.rows[0].seconds / found.seconds,
         }
+
+
+def too_fast(speedup: float, compute: float) -> bool:
+    """Whether nothing can have been faster by `speedup`, at this share of the plain work."""
+    return speedup * compute > _STEADY
 
 
 def _rounded(tolerance: float) -> float:

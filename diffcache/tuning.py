@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import inf, sqrt
-from numbers import Real
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +15,8 @@ from .disabling import refuse_disabled
 from .measuring import WARM_UP_STEPS, Scale, accounts
 from .options import is_number
 from .requesting import unrequested
-from .saved import Saved, all_named
 from .trial import Run, Trial
+from .tuned import Achieved, Tuned
 
 RUNS = 6
 """Settings that a search tries, at most."""
@@ -32,66 +30,6 @@ _DECIBELS_A_DECADE = 13.0
 _CLOSE = 1.12
 # What a share is lowered to where all of the run was computed.
 _LESS = 0.8
-
-
-@dataclass(frozen=True)
-class Achieved:
-    """What a setting gave on some pictures.
-
-    Attributes:
-        pictures: how many.
-        compute: share of the row-steps that was computed.
-        speedup: wall time of the plain pipeline over that with the setting.
-        psnr: mean PSNR to the plain pictures, in dB, capped at 60 a picture.
-        psnr_p5, psnr_p50: percentiles over the pictures.
-        psnr_assured: what nine in ten of all pictures reach, as far as these can tell.
-        met: share of the pictures that meet what was asked for.
-    """
-
-    pictures: int
-    compute: float
-    speedup: float
-    psnr: float
-    psnr_p5: float
-    psnr_p50: float
-    psnr_assured: float
-    met: float
-
-
-@dataclass(frozen=True)
-class Tuned(Saved):
-    """A setting, found on some prompts and confirmed on others.
-
-    Attributes:
-        options: what to pass on: `diffcache.wrap(pipe, **tuned.options)`.
-        asked: `{"psnr": …}` or `{"speedup": …}`.
-        searched: what was achieved on the prompts that it was found on.
-        confirmed: the same on the others; None where there were none.
-        tried: every setting that was tried, with its compute and the figure that was searched by.
-        setting: pipeline, scheduler, steps and call that this holds for.
-    """
-
-    kind: ClassVar[str] = "tuned setting"
-    command: ClassVar[str] = "diffcache.tune(pipe, prompts, psnr=40).save(path)"
-
-    options: dict[str, float]
-    asked: dict[str, float]
-    searched: Achieved
-    confirmed: Achieved | None
-    tried: list[dict[str, float]]
-    setting: dict[str, Any]
-
-    @classmethod
-    def restored(cls, found: dict[str, Any]) -> Tuned:
-        confirmed = found["confirmed"]
-        all_named(found["options"], Real)
-        return cls(
-            **{
-                **found,
-                "searched": Achieved(**found["searched"]),
-                "confirmed": None if confirmed is None else Achieved(**confirmed),
-            }
-        )
 
 
 def tune(

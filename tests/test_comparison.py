@@ -187,6 +187,8 @@ def test_times_that_cannot_be_are_pointed_out():
     assert unsteady(rows) == [] == unsteady(rows[:1])
     (note,) = unsteady([rows[0], rows[1], replace(rows[2], seconds=0.2)])
     assert note.startswith("few: faster than the share")
+    # As was seen on a busy machine: 3.94 times the speed at .367 of the work.
+    assert unsteady([rows[0], replace(rows[2], seconds=0.14)])
     # A cache that costs more than it saves is no fault of the machine.
     assert unsteady([rows[0], replace(rows[1], seconds=9.0)]) == []
 

@@ -43,6 +43,7 @@ LAYERS = {
         "diffcache.saved",
         "diffcache.tiny",
         "diffcache.trial",
+        "diffcache.tuned",
         "diffcache.tuning",
         "diffcache.warming",
         "diffcache.wrapping",
