@@ -44,12 +44,13 @@ def tune(
 ) -> Tuned:
     """Searches the cheapest setting of `adaptive` that gives a PSNR, or the best at a speed.
 
-    Three prompts in four are searched on, with at most `RUNS` settings and one plain run; the
-    others confirm the result. A pipeline that is wrapped, or not, is so again afterwards.
+    Three prompts in four are searched on, by a plain run and at most six with a setting, three for
+    a speed-up; on the others a plain run and one with the result confirm it. A pipeline that is
+    wrapped, or not, is so again afterwards.
 
     How sure a PSNR can be is set by how many pictures there are. Without seeds, prompts are
-    repeated in turn until they make `PICTURES`; with seeds there is one picture a prompt. The fewer
-    pictures there are, and the fewer prompts, the more careful the search is.
+    repeated in turn until they make 32; with seeds, or for a speed-up, there is one picture a
+    prompt. The fewer pictures there are, and the fewer prompts, the more careful the search is.
 
     Args:
         pipe: a diffusers pipeline.
@@ -90,7 +91,7 @@ def tune(
         search, others = _split(whole)
         bench = _Bench(search, psnr, speedup)
         # Made before the search, because it may refuse the pictures.
-        confirming = None if others is None else _Bench(others, psnr, speedup)
+        confirming = None if others is None else _Bench(others, psnr, speedup, True)
         options = bench.tolerance() if psnr is not None else bench.share()
         confirmed = None if confirming is None else confirming.measure(options)
         asked = {"psnr": psnr} if psnr is not None else {"speedup": speedup}
@@ -110,10 +111,13 @@ def _split(whole: Trial) -> tuple[Trial, Trial | None]:
 
 
 class _Bench:
-    """Measures settings of `adaptive` on the pictures of a trial."""
+    """Measures settings of `adaptive`, or the one to be confirmed, on the pictures of a trial."""
 
-    def __init__(self, trial: Trial, psnr: float | None, speedup: float | None) -> None:
+    def __init__(
+        self, trial: Trial, psnr: float | None, speedup: float | None, confirms: bool = False
+    ) -> None:
         self.trial, self.psnr, self.speedup = trial, psnr, speedup
+        self.confirms, self.most = confirms, RUNS if speedup is None else RUNS // 2
         self.measured: dict[tuple, Achieved] = {}
         self.tried: list[dict[str, float]] = []
         trial.warm_up(3)
@@ -125,7 +129,9 @@ class _Bench:
 
     def measure(self, options: dict[str, float]) -> Achieved:
         """What these options achieve."""
-        label = " ".join(f"{name}={value:.4g}" for name, value in options.items())
+        setting = " ".join(f"{name}={value:.4g}" for name, value in options.items())
+        number = f"setting {len(self.tried) + 1} of at most {self.most}"
+        label = f"{'confirming' if self.confirms else number}, {setting}"
         with wrapped(self.trial.pipe, "adaptive", **options):
             self.trial.warm_up(WARM_UP_STEPS)
             run = self.trial.run(label, reporting=True)
@@ -157,7 +163,7 @@ class _Bench:
         """The largest tolerance, of those tried, with which pictures are sure of the PSNR."""
         good = bad = None
         tolerance = _START
-        while len(self.tried) < RUNS and (good is None or bad is None or bad > _CLOSE * good):
+        while len(self.tried) < self.most and (good is None or bad is None or bad > _CLOSE * good):
             found = self.measure({"tolerance": tolerance})
             if found.psnr_assured >= self.psnr:
                 good = tolerance
@@ -190,7 +196,7 @@ class _Bench:
     def share(self) -> dict[str, float]:
         """The largest share of the run, of those tried, that skips and is fast enough."""
         share, fast = 1 / self.speedup, []
-        for _ in range(RUNS // 2):
+        for _ in range(self.most):
             found = self.measure({"compute": share})
             # What a run costs beside the denoiser keeps the speed below the ideal.
             change = found.speedup / self.speedup

@@ -143,6 +143,20 @@ def test_speed_is_met_by_the_largest_share_tried(trained, monkeypatch):
     assert 0.4 <= found.options["compute"] <= 0.55
 
 
+def test_progress_bars_say_how_far_the_search_is(trained, monkeypatch, capsys):
+    monkeypatch.setattr(trained, "_progress_bar_config", {})
+    monkeypatch.setattr(tuning, "RUNS", 2)
+    given = tuning.Achieved(1, 0.5, 2.0, 45.0, 45.0, 45.0, 45.0, 1.0)
+    monkeypatch.setattr(tuning._Bench, "_achieved", lambda *_: given)
+    short = CALL | {"num_inference_steps": 10}
+    diffcache.tune(trained, PROMPTS[:1], speedup=2, **short)
+    diffcache.tune(trained, PROMPTS[:2], psnr=40, seeds=(0, 1), **short)
+    shown = capsys.readouterr().err
+    for bar in ("setting 1 of at most 1, compute=0.5", "setting 2 of at most 2, tolerance=0.194"):
+        assert f"{bar}, batch 1 of 1: 100%" in shown
+    assert "confirming, tolerance=0.194, batch 1 of 1: 100%" in shown
+
+
 def test_what_was_on_the_pipeline_comes_back(trained):
     diffcache.wrap(trained, "interval", every=3)
     diffcache.tune(trained, PROMPTS[:2], psnr=20, seeds=(0, 1), batch_size=1, **CALL)
