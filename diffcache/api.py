@@ -190,8 +190,9 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     """Options for the generations inside a `with` block, for each sample where a list is given.
 
     `request(tolerance=[0.04, 0.16, None])` gives each of three samples its own tolerance; None
-    computes all of that sample. The block's `run.report` is the newest generation's. Inside of
-    another request, whose options hold where these say nothing, only the inner one has the report.
+    computes all of that sample; a list of another length computes everything, with a warning. The
+    block's `run.report` is the newest generation's. Inside of another request, whose options hold
+    where these say nothing, only the inner one has the report.
 
     With `keep_prefix=True`, `run.refine()` makes a pipeline's draft exact, computing again nothing
     that was computed before its first skip. Until `run` is let go this holds the call's arguments

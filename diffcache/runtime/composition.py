@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,11 +57,20 @@ class Stage:
 
     @classmethod
     def of(cls, method: Composition, samples: int) -> Stage:
-        """What is known before the first step of a run of so many samples."""
+        """What is known before the first step of a run of so many samples.
+
+        Raises:
+            ValueError: an option is for another number of samples, of which a warning tells too.
+        """
         policy, predictor = method.policy, method.predictor
         past = History(predictor.anchors + method.damps)
         collector = collector_for(policy.evidence, samples, predictor, past, method.lagged)
-        state = policy.init(samples)
+        try:
+            state = policy.init(samples)
+        except ValueError as error:
+            # The generation survives it with a note, which nobody may read.
+            warnings.warn(f"diffcache computes everything: {error}", stacklevel=2)
+            raise
         return cls(past, collector, state, [0] * samples, damps=method.damps)
 
     def keep(self, prediction: Tensor, now: Anchor, computed: Sequence[bool]) -> None:
