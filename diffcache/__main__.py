@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import cite, methods
+from .options import meant
 from .version import __version__
 
 
@@ -43,6 +44,7 @@ def _method(text: str) -> str:
     if text not in methods():
         raise argparse.ArgumentTypeError(
             f"there is no method {text!r}; the methods are {', '.join(methods())}"
+            + meant([text], methods())
         )
     return text
 

@@ -15,7 +15,7 @@ from .calibration import Calibration, fitted
 from .disabling import disabled, no_report
 from .looping import ModelWrapping
 from .methods import DEFAULT, Method, find, registry
-from .options import frozen
+from .options import frozen, meant
 from .policies import Mask
 from .requesting import Request, requests
 from .runtime.guards import Guards
@@ -208,7 +208,7 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     if unknown := [name for name in options if name not in known]:
         raise ValueError(
             f"no method has an option {', '.join(map(repr, unknown))}; "
-            f"known options: {', '.join(sorted(known))}"
+            f"known options: {', '.join(sorted(known))}" + meant(unknown, known)
         )
     token = requests.set(Request(options, keep_prefix, requests.get()))
     try:

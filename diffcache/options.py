@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -30,6 +32,12 @@ def frozen(value: Any) -> Any:
         value = value.tolist()
     # Other kinds of tuples are made otherwise.
     return tuple(map(frozen, value)) if type(value) in (list, tuple) else value
+
+
+def meant(unknown: Iterable[str], known: Collection[str]) -> str:
+    """What an error ends in: the `known` names that are spelt like `unknown` ones, if any are."""
+    near = [match for name in unknown for match in get_close_matches(name, known, 1)]
+    return f"; did you mean {' and '.join(map(repr, near))}?" if near else ""
 
 
 def check_switch(name: str, value: object) -> None:

@@ -100,6 +100,7 @@ def test_papers_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "required: COMMAND"),
         (["cite", "fbcach"], "no method 'fbcach'; the methods are abcache, adaptive, "),
+        (["cite", "fbcach"], "did you mean 'fbcache'?"),
         (["cite"], "required: NAME"),
         (["demo", "--steps", "0"], "'0' is not a count"),
         (["demo", "--prompts", "many"], "'many' is not a count"),

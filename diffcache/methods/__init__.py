@@ -6,6 +6,8 @@ import importlib
 import pkgutil
 from functools import cache
 
+from diffcache.options import meant
+
 from .base import Method
 
 __all__ = ["DEFAULT", "Method", "find", "registry"]
@@ -41,5 +43,6 @@ def find(method: str | Method) -> Method:
     if method not in registry():
         raise ValueError(
             f"there is no method {method!r}; use one of {', '.join(map(repr, registry()))}"
+            + meant([method], registry())
         )
     return registry()[method]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from diffcache.options import check_switch, frozen
+from diffcache.options import check_switch, frozen, meant
 from diffcache.policies import DraftError, ErrorBudget, Policy
 from diffcache.predictors import Newton, Predictor
 from diffcache.runtime.disguise import base_of
@@ -170,7 +170,7 @@ class Method:
         if unknown:
             raise ValueError(
                 f"{self.name!r} has no option {', '.join(map(repr, unknown))}; "
-                f"it takes {', '.join(sorted(self.options()))}"
+                f"it takes {', '.join(sorted(self.options()))}" + meant(unknown, self.options())
             )
         for name, part in parts.items():
             own = {

@@ -34,9 +34,9 @@ def untouched(generate: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [
-        (("adaptve",), {}, ValueError, ["'adaptve'", "'adaptive'", "'fbcache'"]),
+        (("adaptve",), {}, ValueError, ["'adaptve'", "'fbcache'", "mean 'adaptive'?"]),
         ((7,), {}, TypeError, ["method=7", "'adaptive'"]),
-        ((), {"tolerence": 0.1}, ValueError, ["'tolerence'", "tolerance"]),
+        ((), {"tolerence": 0.1}, ValueError, ["'tolerence'", "force", "mean 'tolerance'?"]),
         (("interval",), {"tolerance": 0.1}, ValueError, ["'interval'", "'tolerance'", "every"]),
         (("interval",), {"every": 0}, ValueError, ["every=0", "every=2"]),
         (("interval",), {"every": "2"}, ValueError, ["every='2'", "every=2"]),
@@ -162,7 +162,7 @@ def test_report_before_there_is_one(pipe):
 def test_request_refuses_what_no_method_knows(pipe):
     diffcache.wrap(pipe)
     with (
-        pytest.raises(ValueError, match=r"no method has an option 'tolerence'.*tolerance"),
+        pytest.raises(ValueError, match=r"no method has an option 'tolerence'.*mean 'tolerance'\?"),
         diffcache.request(tolerence=0.1),
     ):
         pass
