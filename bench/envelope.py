@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,15 @@ CUT = ("calibrated",)
 """Methods that were measured and then cut; docs/design.md has what they gave."""
 
 FIGURES = ("psnr", "psnr_p5")
+ROUNDING = 0.005
+"""By how much a share may be missed: shares are asked for in hundredths."""
+
 FLOORS = {"fp32": "bf16", "bf16": "fp32"}
 """The full run that bounds what fidelity is worth, by the precision of a cell."""
+
+
+Reader = Callable[[Iterable[Row], float, str], float | None]
+"""What a family has of a figure at a share of compute; None where all its settings cost more."""
 
 
 class Rival(NamedTuple):
@@ -111,16 +118,24 @@ def at(rows: Iterable[Row], compute: float, figure: str) -> float | None:
     cheapest setting counts as that setting.
     """
     points = envelope(rows, figure)
-    if not points or compute < points[0][0] - 0.005:
+    if not points or compute < points[0][0] - ROUNDING:
         return None
     shares, values = zip(*points, strict=True)
     return float(np.interp(compute, shares, values))
 
 
+def measured_at(rows: Iterable[Row], compute: float, figure: str) -> float | None:
+    """As `at`, of settings as they were measured: nothing is interpolated."""
+    return max((row[figure] for row in _affordable(rows, compute)), default=None)
+
+
 def chosen(rows: Iterable[Row], compute: float) -> Row | None:
     """The setting of the best mean PSNR at no more than a share of compute."""
-    affordable = [row for row in rows if row["compute"] <= compute + 0.005]
-    return max(affordable, key=lambda row: row["psnr"], default=None)
+    return max(_affordable(rows, compute), key=lambda row: row["psnr"], default=None)
+
+
+def _affordable(rows: Iterable[Row], compute: float) -> list[Row]:
+    return [row for row in rows if row["compute"] <= compute + ROUNDING]
 
 
 def floor(families: Families, figure: str) -> float | None:
@@ -145,18 +160,22 @@ class Margin(NamedTuple):
     holds: bool
 
 
-def reached(families: Families, rival: Rival, compute: float, figure: str) -> dict[str, float]:
+def reached(
+    families: Families, rival: Rival, compute: float, figure: str, read: Reader = at
+) -> dict[str, float]:
     """What each family of a rival reaches at a share of compute; those that cost more left out."""
     found = {
-        name: at(rows, compute, figure) for name, rows in families.items() if kind(name) is rival
+        name: read(rows, compute, figure) for name, rows in families.items() if kind(name) is rival
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def margin(families: Families, rival: Rival, compute: float, figure: str) -> Margin:
+def margin(
+    families: Families, rival: Rival, compute: float, figure: str, read: Reader = at
+) -> Margin:
     """Ours against the best of a rival's families at a share of compute."""
-    values = reached(families, rival, compute, figure)
-    ours, bound = at(families.get(OURS, []), compute, figure), floor(families, figure)
+    values = reached(families, rival, compute, figure, read)
+    ours, bound = read(families.get(OURS, []), compute, figure), floor(families, figure)
     if ours is None:
         return Margin(max(values, key=values.get, default=None), None, False)
     if not values:
@@ -166,6 +185,25 @@ def margin(families: Families, rival: Rival, compute: float, figure: str) -> Mar
     bound = metrics.CAP if bound is None else bound
     enough = ours - values[best] >= rival.margin or ours >= bound
     return Margin(best, ours - values[best], enough)
+
+
+def judged(grouped: dict[str, Families]) -> list[tuple[str, float]]:
+    """The cells, each with all shares of compute, in which it is judged what must hold."""
+    return [
+        (name, share) for name, found in grouped.items() if found.get(FEWER) for share in TARGETS
+    ]
+
+
+def holds(families: Families, compute: float, read: Reader = at) -> bool | None:
+    """Whether ours is above all rivals and as true as the full run; None without fewer steps."""
+    enough = all(
+        margin(families, rival, compute, figure, read).holds
+        for rival in RIVALS
+        for figure in FIGURES
+    )
+    if not enough or true_enough(families, compute) is False:
+        return False
+    return None if read(families[FEWER], compute, FIGURES[0]) is None else True
 
 
 def true_enough(families: Families, compute: float) -> bool | None:

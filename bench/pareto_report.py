@@ -7,6 +7,7 @@ from pathlib import Path
 import asked
 import oracle_report
 import pareto_plot
+import verdicts
 import visibly
 import walltime_report
 from envelope import (
@@ -21,22 +22,15 @@ from envelope import (
     Rival,
     at,
     chosen,
-    floor,
-    margin,
     newest,
     reached,
-    true_enough,
 )
-from rows import load, read, where
+from rows import load, read, shown, where
 
 TRUTH_AT = 0.50
 SHOWN = ("unet-ddim-28", "unet-dpm-28", "unet-euler-28", "dit-flow-28")
 SHOWN_AT = (0.35, 0.50)
 """What README shows of it."""
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _truth(row: dict | None) -> list[str]:
@@ -49,7 +43,7 @@ def _truth(row: dict | None) -> list[str]:
     far = ""
     if "frechet" in row:
         far = "{:.2f} ({:.2f} to {:.2f})".format(row["frechet"], *row["frechet_ci"])
-    apart = [_shown(row.get("ssim"), ".3f"), _shown(row.get("psnr_of_mean_error"), ".1f")]
+    apart = [shown(row.get("ssim"), ".3f"), shown(row.get("psnr_of_mean_error"), ".1f")]
     return [match, far, *apart]
 
 
@@ -74,38 +68,8 @@ def cell_table(families: Families) -> str:
         cells = ["" if None in pair else "{:.1f} / {:.1f}".format(*pair) for pair in found]
         if any(cells):
             cells += _truth(chosen(families[name], TRUTH_AT))
-            shown = f"**{name}**" if name == OURS else name
-            lines.append(f"| {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def verdicts(grouped: dict[str, Families]) -> str:
-    """Markdown: in each cell, what the default method is above its rivals, and if it is enough."""
-    heads = [f"{rival.name} (≥ {rival.margin:g})" for rival in RIVALS]
-    lines = [
-        f"| cell | compute | {OURS} | noise floor | {' | '.join(heads)} | truth | verdict |",
-        "|---" * (6 + len(heads)) + "|",
-    ]
-    for cell, families in grouped.items():
-        if not families.get(FEWER):
-            continue
-        for target in TARGETS:
-            margins = [[margin(families, r, target, f) for f in FIGURES] for r in RIVALS]
-            true = true_enough(families, target)
-            holds = all(m.holds for pair in margins for m in pair) and true is not False
-            known = at(families[FEWER], target, FIGURES[0]) is not None
-            ours = [_shown(at(families.get(OURS, []), target, f), ".1f") for f in FIGURES]
-            floors = [_shown(floor(families, f), ".1f") for f in FIGURES]
-            cells = [
-                cell,
-                f"{target:.2f}",
-                " / ".join(ours) if ours[0] else "not reached",
-                " / ".join(floors) if floors[0] else "",
-                *map(_margins, margins),
-                {True: "as full", False: "**worse**", None: ""}[true],
-                ("holds" if known else "not measured") if holds else "**fails**",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            title = f"**{name}**" if name == OURS else name
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -123,8 +87,8 @@ def summary(grouped: dict[str, Families]) -> str:
             cells = [_best(grouped[cell], rival, target) for rival in RIVALS[:-1]]
             ours = [at(grouped[cell][OURS], target, figure) for figure in FIGURES]
             title = f"{names[pipeline]}, {schedulers[scheduler]}, {steps} steps"
-            shown = [title, f"{target:.2f}", *cells, "**{:.1f} / {:.1f}**".format(*ours)]
-            lines.append(f"| {' | '.join(shown)} |")
+            line = [title, f"{target:.2f}", *cells, "**{:.1f} / {:.1f}**".format(*ours)]
+            lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines)
 
 
@@ -136,15 +100,6 @@ def _best(families: Families, rival: Rival, target: float) -> str:
         return "costs more"
     values = "{:.1f} / {:.1f}".format(*(at(families[name], target, f) for f in FIGURES))
     return values if name == FEWER else f"{values} ({name})"
-
-
-def _margins(pair: list) -> str:
-    """The margins in mean and 5th percentile, what is too little in bold, and over whom."""
-    if pair[0].decibels is None:
-        return ""
-    shown = [f"{m.decibels:+.1f}" if m.holds else f"**{m.decibels:+.1f}**" for m in pair]
-    names = dict.fromkeys(m.best for m in pair)
-    return f"{' / '.join(shown)} ({', '.join(names)})"
 
 
 def overhead_table(path: Path) -> str:
@@ -171,7 +126,9 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "float against the full run and capped at 60 dB a picture: mean / 5th percentile over "
         "pictures. A family is shown by its envelope: the best of its settings at no more than "
         "that compute, interpolated between settings; blank where all of them cost more, or it was "
-        "not measured there. Peers are their own packages; AdaptiveDiffusion has none, and "
+        "not measured there. Mean and 5th percentile are each of an envelope of their own, so that "
+        "a pair need not be that of one setting; README names the family that is best by mean. "
+        "Peers are their own packages; AdaptiveDiffusion has none, and "
         "`adaptivediffusion` is its released rule, tested against the algorithm written out. Rules "
         "that decide for a whole batch generate one picture at a time. Captions: the share of "
         "pictures that show what their prompt says; Fréchet: distance to scenes really drawn from "
@@ -187,12 +144,14 @@ def _pareto(grouped: dict[str, Families]) -> list[str]:
         "![5th percentile of PSNR against compute](pareto_p5.png)",
         "### What must hold",
         "`adaptive` above its rivals in dB, mean / 5th percentile, over the best of each kind, "
-        "which is named. It fails (bold) where the margin is smaller than asked and `adaptive` is "
+        "which is named: the best by mean, then the best by 5th percentile if that is another. It "
+        "fails (bold) where the margin is smaller than asked and `adaptive` is "
         "below the noise floor (bf16 against fp32; the cap where that is not measured), or where "
         "it surely (95 % bootstrap interval of the difference, over prompts) matches fewer "
         "captions than the full run, or is farther from real scenes. Why, and what was tried, is "
         "in [design.md](design.md#a-quarter-of-the-run).",
-        verdicts(grouped),
+        verdicts.table(grouped),
+        verdicts.count(grouped),
         "### Visibly the same",
         f"The least compute at which a family has a setting of {visibly.LEAST:g} dB or more in the "
         "mean that surely matches no fewer captions than the full run, nor is farther from real "
@@ -251,7 +210,7 @@ def _batches(path: Path) -> list[str]:
 def write(results: Path, folder: Path) -> None:
     """Prints the verdicts, and writes `benchmarks.md` and the plots into `folder`."""
     grouped = {c: f for c, f in newest(results / "pareto.jsonl").items() if f.get(FULL)}
-    print(verdicts(grouped))
+    print(verdicts.table(grouped))
     parts = [
         "# Measurements",
         "Everything here is made from files under `bench/results/`, which carry the machine and "

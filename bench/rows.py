@@ -51,6 +51,11 @@ def quantiles(row: Row, name: str, form: str) -> str:
     return "" if None in values else " / ".join(format(value, form) for value in values)
 
 
+def shown(value: float | None, form: str) -> str:
+    """A figure; empty where there is none."""
+    return "" if value is None else format(value, form)
+
+
 def where(row: Row) -> str:
     """The machine and the versions of a result."""
     device = row.get("gpu") or f"{row['cpu']}, {row['threads']} threads"

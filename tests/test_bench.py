@@ -157,6 +157,24 @@ def test_margins_hold_over_the_rival_or_above_the_noise_floor(of, grouped):
     assert not envelope.margin(families, fewer, 0.25, "psnr").holds
 
 
+def test_rows_that_hold_are_counted_with_and_without_interpolation(of, grouped):
+    envelope, families = of("envelope"), grouped["unet-ddim-50"]
+    ours = families["adaptive"]
+    assert envelope.measured_at(ours, 0.4, "psnr") == envelope.measured_at(ours, 0.296, "psnr")
+    assert envelope.measured_at(ours, 0.4, "psnr") == 41
+    assert envelope.measured_at(ours, 0.25, "psnr") is None
+    count = of("verdicts").count
+    assert count(grouped).startswith("It holds in 2 of 4 rows.")
+    assert count(grouped).endswith("it would hold in 2.")
+    # Ours is 42 dB at .35 by interpolation, and was measured there with 41.
+    families["fewer steps"].append(_row("fewer steps", 17, 0.35, 35.5, 20))
+    assert count(grouped).endswith("hold in 1. Then unet-ddim-50 at 0.35 would fail too.")
+    families["fewer steps"][-1]["psnr"] = 20
+    families["interval"].append(_row("interval", 2, 0.51, 54, 54))
+    families["adaptive"].append(_row("adaptive", 0.05, 0.44, 47, 40))
+    assert count(grouped).endswith("Of those that fail, unet-ddim-50 at 0.50 would hold.")
+
+
 def test_the_report_is_written_from_rows_old_and_new(of, tmp_path, capsys):
     new = {"match_ci", "match_change_ci", "seconds", "frechet", "frechet_ci", "frechet_change_ci"}
     old = [{**row, "cell": "dit-flow-28"} for row in ROWS if row["family"] != "noise floor"]
