@@ -59,8 +59,7 @@ def prepare(
     generation.method, note = cautious(generation.method, calibration, modules, stepped, call)
     wrapping.checked.refresh(tuple(map(version, modules)))
     watch(calibration, generation)
-    if note is not None:
-        generation.report.note(note)
+    generation.report.note(note)
 
 
 def put_on(

@@ -244,14 +244,15 @@ class Generation:
         """Closes the books and lets go of all memory."""
         report = self.report
         report.seconds = time.perf_counter() - self._started
+        for run in self.runs:
+            report.note(run.timetable.shortfall(run.index))
         self._close_runs()
         if self.masks and all(len(mask) == len(self.masks[0]) for mask in self.masks):
             # A cache that was given up saw no more steps, which count as computed.
             unseen = self.steps_seen - len(self.masks)
             report.mask = torch.tensor(self.masks + [[True] * len(self.masks[0])] * unseen)
-            remark = None if self.broken else self.method.policy.remark(*report.mask.shape)
-            if remark is not None:
-                report.note(remark)
+            if not self.broken:
+                report.note(self.method.policy.remark(*report.mask.shape))
         report.steps = max(len(self.masks), self.steps_seen)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")
@@ -275,9 +276,8 @@ class Generation:
                 self.report.note(text)
             if run.full:
                 self.report.note(f"computed in full: {run.full}")
-            coupled = self.checked.why_coupled
-            if coupled is not None and (run.samples or 1) > 1:
-                self.report.note(coupled)
+            if (run.samples or 1) > 1:
+                self.report.note(self.checked.why_coupled)
         self.runs.clear()
         self.run = None
 

@@ -81,9 +81,9 @@ class Report:
         """Row-steps computed over row-steps of the plain pipeline; 1 where nothing ran."""
         return self.computed / self.total if self.total else 1.0
 
-    def note(self, text: str) -> None:
-        """Adds a note once."""
-        if text not in self.notes:
+    def note(self, text: str | None) -> None:
+        """Adds a note once, where there is something to note."""
+        if text is not None and text not in self.notes:
             self.notes.append(text)
 
     def timeline(self, sample: int = 0) -> str:

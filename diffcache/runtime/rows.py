@@ -132,6 +132,9 @@ def _take(tree: Any, rows: int, index: Tensor, batched: Callable[[Any], bool]) -
 
     if isinstance(tree, dict):
         return _like(tree, {k: deeper(v) for k, v in tree.items()})
+    # Positions along each axis, whose lengths say nothing of rows.
+    if isinstance(tree, list) and all(isinstance(x, Tensor) and x.ndim == 1 for x in tree):
+        return tree
     # A list of as many batched tensors as there are rows is none of rows; nor is one of numbers,
     # which name blocks or sizes.
     if (

@@ -140,6 +140,15 @@ class Timetable:
         step = Step(index, self.total, self.weights[place], timestep, self._grid, self.earlier)
         return Anchor(self.coordinates[place], index), step
 
+    def shortfall(self, made: int) -> str | None:
+        """What to say of a run that ended after so many steps, if it was taken to have more."""
+        if self.total is None or made >= self.total:
+            return None
+        return (
+            f"a run taken to be of {self.total} steps ended after {made}; what counts them, as "
+            "compute= and protect= do, counted on all"
+        )
+
     def timestep(self, index: int) -> float:
         """The scheduler's own timestep at step number `index`; NaN if it has none."""
         return self.timesteps[self._place(index)] if self.timesteps else nan

@@ -107,8 +107,14 @@ def test_take_leaves_a_list_of_numbers_alone():
 
 
 def test_take_gathers_inside_a_list_of_batched_tensors():
-    residuals = [torch.arange(3), torch.arange(3) * 10, torch.arange(3) * 100]
-    assert [x.tolist() for x in take(residuals, 3, INDEX)] == [[2, 0], [20, 0], [200, 0]]
+    residuals = [torch.arange(3)[:, None] * scale for scale in (1, 10, 100)]
+    assert [x[:, 0].tolist() for x in take(residuals, 3, INDEX)] == [[2, 0], [20, 0], [200, 0]]
+
+
+def test_positions_along_each_axis_are_no_rows():
+    positions = [torch.arange(2), torch.arange(3), torch.arange(4)]
+    (found,) = take([positions], 3, INDEX)
+    assert all(map(torch.equal, found, positions))
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,18 @@ def test_a_denoiser_with_a_timestep_of_its_own_does_not_mislead_the_clock(dit):
     arguments = {"model_output": latents, "timestep": dit.scheduler.timesteps[0]}
     run.stepped(arguments, latents, lambda: None)
     assert (run.timetable.begin, run.total, run.full) == (0, 20, None)
+
+
+@pytest.mark.parametrize("made", [8, 12])
+def test_a_run_that_ends_early_says_what_was_counted_on(unet, made):
+    scheduler = unet.scheduler
+    diffcache.wrap(unet.unet, scheduler=scheduler, compute=0.5)
+    scheduler.set_timesteps(12)
+    latents, texts = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 32)
+    with torch.no_grad():
+        for time in scheduler.timesteps[:made]:
+            noise = unet.unet(latents, time, encoder_hidden_states=texts).sample
+            latents = scheduler.step(noise, time, latents).prev_sample
+    scheduler.set_timesteps(12)
+    said = any("of 12 steps ended after 8" in note for note in diffcache.report(unet.unet).notes)
+    assert said == (made == 8)
