@@ -62,15 +62,22 @@ class Reading:
 
 
 class Reader:
-    """Reads one kind of evidence: at once, or one time late where `lagged`."""
+    """Reads one kind of evidence: at once, or one time late where `lagged`.
+
+    Attributes:
+        found: what was read last, on the host; None where nothing was.
+    """
 
     def __init__(self, lagged: bool) -> None:
         self.lagged = lagged
+        self.found: Tensor | None = None
         self._last: Reading | None = None
 
     def read(self, tensor: Tensor) -> Tensor | None:
         """`tensor` on the host; where reading lags, what was given the time before, if anything."""
-        if not self.lagged:
-            return on_host(tensor)
-        last, self._last = self._last, Reading(tensor)
-        return None if last is None else last.value()
+        if self.lagged:
+            last, self._last = self._last, Reading(tensor)
+            self.found = None if last is None else last.value()
+        else:
+            self.found = on_host(tensor)
+        return self.found

@@ -24,7 +24,8 @@ class BlockGates:
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.blocks = blocks
-        self.needless: list[nn.Module] | None = None
+        self.plan: Plan | None = None
+        self.needless: list[nn.Module] = []
         self.lifted: list[tuple[nn.Module, Any]] = []
 
     def settle(self, turn: Turn, plan: Plan | None) -> None:
@@ -32,8 +33,8 @@ class BlockGates:
         quiet = plan is not None and (turn.mask is None or turn.full) and _described(turn, plan)
         if not quiet:
             return self.lower()
-        if self.needless is None:
-            probed = turn.run.in_forward
+        if self.plan is not plan:
+            self.plan, probed = plan, turn.run.in_forward
             self.needless = [block for block in self.blocks if not plan.serves(block, probed)]
         if not self.lifted:
             self.lifted = lift_gates(self.needless)

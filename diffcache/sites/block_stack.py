@@ -24,7 +24,7 @@ from .gathering import bridged, scattered
 from .modulated import ModulatedInput
 from .offloading import Offloading
 from .output import Output, OutputAttachment
-from .probing import ask, ask_ahead, keep
+from .probing import ask, ask_ahead, keep, moved
 from .recording import Recording, describe
 
 
@@ -34,8 +34,9 @@ class BlockStack(Site):
 
     Each list of blocks has one sink: its last bypassed block returns the list's input plus the
     residual that the bypassed blocks are forecast to add. What the parent adds between lists
-    (control residuals) is thus in the input and is never counted twice. The residual of the head
-    is the probe of First Block Cache.
+    (control residuals) is thus in the input and is never counted twice. What the head adds, in the
+    list where it ends, is the probe of First Block Cache. Where that never changes, as in a list
+    that refines the text alone, the head grows into the next list.
 
     Args:
         head: blocks at the start that are always computed.
@@ -278,6 +279,9 @@ class _BlockStackAttachment(Attachment):
         after = self.recording.hidden_output(role.list_index, output, self.head_entry)
         residual = rows_first(after - self.head_entry, turn.rows)
         known = ask(turn, residual)
+        if moved(turn, self.recording):
+            self._settle(turn)
+            return output
         self._settle(turn)
         if known is not None and not turn.full:
             (residual,) = bridged(turn.mask, [residual], [known])

@@ -11,6 +11,7 @@ from diffcache.kernels import forecast_error
 from diffcache.runtime.turn import Turn
 
 from .modulated import ModulatedInput
+from .recording import Recording
 
 
 def ask(turn: Turn, probe: Tensor) -> Tensor | None:
@@ -21,6 +22,24 @@ def ask(turn: Turn, probe: Tensor) -> Tensor | None:
     elif turn.mask is None:
         turn.compute_all()
     return known
+
+
+def moved(turn: Turn, recording: Recording) -> bool:
+    """Whether a probe that has not changed at all was moved to a later list of blocks.
+
+    The first may refine the text alone. The rest of the call is then computed by a new plan.
+    """
+    reader = turn.lane.memory.get("reader") if turn.asked and turn.full else None
+    if reader is None or reader.found is None or reader.found[0].any():
+        return False
+    if not recording.probe_later():
+        turn.run.note("no later block has a probe; diffcache.wrap(pipe, 'adaptive') needs none")
+        return False
+    # Nothing that was kept by the old plan fits the new one.
+    turn.lane.memory.clear()
+    why = "the probe was moved past blocks that the sample does not enter"
+    turn.run.forget(why, turn.run.index)
+    return True
 
 
 def ask_ahead(

@@ -72,7 +72,8 @@ class Role:
     """What a block does when the stack is bypassed.
 
     A source is `open` where a bypassed block of another list has run before it and that list's
-    sink has not: what enters it is then made of placeholders.
+    sink has not: what enters it is then made of placeholders. The probe is what the head adds from
+    its `first_head` to its `last_head`, which are of one list.
     """
 
     kind: Literal["head", "bypassed", "last"]
@@ -125,6 +126,8 @@ class Recording:
     def __init__(self, lists: list[list[nn.Module]], head: int, tail: int) -> None:
         self.lists = lists
         self.head, self.tail = head, tail
+        self._probing = head
+        self._order: list[nn.Module] = []
         self.plan: Plan | None = None
         self.blind = self.crossed = False
         self._where = {id(block): i for i, blocks in enumerate(lists) for block in blocks}
@@ -166,26 +169,55 @@ class Recording:
     def _borders(self, order: list[nn.Module]) -> list[nn.Module]:
         """The blocks where a head, a tail, or what is bypassed of a list, begins or ends."""
         bypassed, tail = order[self.head : len(order) - self.tail], order[-1:] if self.tail else []
-        ends = [*order[: self.head][:1], *order[: self.head][-1:], *tail]
+        probed = self._probed(order)
+        ends = [*probed[:1], *probed[-1:], *tail]
         for index in range(len(self.lists)):
             chain = [block for block in bypassed if self._where[id(block)] == index]
             ends += [*chain[:1], *chain[-1:]]
         return ends
 
+    def _probed(self, order: list[nn.Module]) -> list[nn.Module]:
+        """The blocks of the head's last list, as lists may carry streams of other shapes."""
+        head = order[: self.head]
+        return [b for b in head if self._where[id(b)] == self._where[id(head[-1])]]
+
     def settle(self) -> None:
         """Makes the plan from the pass just recorded."""
         self._last = None
-        order = [call.block for call in self.calls]
+        order = self._order = [call.block for call in self.calls]
         if not order or len(set(map(id, order))) != len(order):
             self.blind = True
             return
-        head, stop = self.head, len(order) - self.tail
         self._given.clear()
+        self._lay_out(order)
+        if not {id(block) for block in self._borders(order)} <= self._border:
+            self.calls.clear()
+
+    def probe_later(self) -> bool:
+        """Makes the head end in the list that is called after the one where it ends.
+
+        Returns whether there is such a list, with something left to bypass.
+        """
+        order, ends = self._order, self._where[id(self._order[self.head - 1])]
+        later = (n for n in range(self.head, len(order)) if self._where[id(order[n])] != ends)
+        head = next(later, len(order)) + self._probing
+        if head + self.tail >= len(order):
+            return False
+        self.head = head
+        self._lay_out(order)
+        return True
+
+    def _lay_out(self, order: list[nn.Module]) -> None:
+        """Makes the plan for blocks that are called in this order."""
+        head, stop = self.head, len(order) - self.tail
+        probed = self._probed(order)
         roles: dict[int, Role] = {}
-        for number, block in enumerate(order[:head]):
-            index = self._where[id(block)]
+        for block in order[:head]:
             roles[id(block)] = Role(
-                "head", index, first_head=number == 0, last_head=number == head - 1
+                "head",
+                self._where[id(block)],
+                first_head=block is probed[0],
+                last_head=block is probed[-1],
             )
         bypassed = order[head:stop]
         lists = [self._where[id(block)] for block in bypassed]
@@ -208,8 +240,6 @@ class Recording:
             roles[id(order[-1])] = Role("last", self._where[id(order[-1])])
         inner = [("output", key) for key in unbridged if not roles[key].source]
         self.plan = Plan(roles, tuple(sorted(set(lists))), frozenset(inner))
-        if not {id(block) for block in self._borders(order)} <= self._border:
-            self.calls.clear()
 
     def inputs(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
         """What a block of list `index` is called with, by name."""
@@ -245,9 +275,20 @@ class Recording:
         return self.inputs(index, args, kwargs)[self._hidden_name(index)]
 
     def hidden_output(self, index: int, output: Any, entry: Tensor) -> Tensor:
-        """The main stream in a block's output, which entered the block as `entry`."""
+        """The main stream in a block's output, which entered the block as `entry`.
+
+        Raises:
+            ValueError: it cannot be told.
+        """
         found = leaves(output)
         for position, name in self._ties[index].items():
             if name == self._hidden_name(index):
                 return found[position]
-        return next(x for x in found if isinstance(x, Tensor) and x.shape == entry.shape)
+        alike = (x for x in found if isinstance(x, Tensor) and x.shape == entry.shape)
+        if (after := next(alike, None)) is None:
+            raise ValueError(
+                f"a block that {tuple(entry.shape)} enters gives nothing of that shape, so what it "
+                "adds cannot be told; use a method on the output site, for example "
+                "diffcache.wrap(pipe, 'adaptive')"
+            )
+        return after

@@ -88,17 +88,67 @@ def test_bridge_is_exact_where_nothing_changes(denoiser, placeholders, rows):
     assert diffcache.report(model).mask.tolist() == mask
 
 
-def test_probe_that_does_not_see_the_sample_is_not_trusted(bench):
+@pytest.mark.parametrize("lagged", [False, True])
+def test_probe_that_does_not_see_the_sample_is_moved(bench, count_calls, placeholders, lagged):
     """The first block of Lumina 2 refines the text alone."""
     denoisers, name = bench("denoisers"), "Lumina2Transformer2DModel"
     model, scheduler = denoisers.build(name), FlowMatchEulerDiscreteScheduler()
     inputs = denoisers.caller(name, ROWS)(0.0)
-    assert block_lists(model)[1][0] == "context_refiner"
     plain = outputs(model, scheduler, inputs, still=False)
-    diffcache.wrap(model, "fbcache", scheduler=scheduler, threshold=1e9)
+    text, noise, layers = model.context_refiner, model.noise_refiner, model.layers
+    runs = {id(part): count_calls(list(part)) for part in (text, noise, layers)}
+    placeholders(float("nan"))
+    diffcache.wrap(model, "fbcache", scheduler=scheduler, threshold=1e9, lagged=lagged)
     found = outputs(model, scheduler, inputs, still=False)
-    assert all(map(torch.equal, found, plain))
-    assert any("gave the same at two steps" in note for note in diffcache.report(model).notes)
+    report = diffcache.report(model)
+    computed = report.mask[:, 0].nonzero().flatten().tolist()
+    assert any("moved past blocks" in note for note in report.notes)
+    assert computed == list(range(len(computed))) and len(computed) < STEPS - 2
+    assert runs[id(text)] == [STEPS] * len(text) and runs[id(noise)][0] == STEPS
+    assert set(runs[id(layers)]) == {len(computed)}
+    for index in range(STEPS):
+        assert found[index].isfinite().all()
+        assert torch.equal(found[index], plain[index]) == (index in computed)
+
+
+def test_probe_that_does_not_see_the_sample_is_not_trusted(bench):
+    """What the blocks of Cosmos 3 hand on first is the text."""
+    denoisers, name = bench("denoisers"), "Cosmos3OmniTransformer"
+    model, scheduler = denoisers.build(name), FlowMatchEulerDiscreteScheduler()
+    arguments = denoisers.caller(name, denoisers.rows(name))
+
+    def run() -> list[torch.Tensor]:
+        scheduler.set_timesteps(STEPS)
+        found = []
+        for index, t in enumerate(scheduler.timesteps):
+            found.append(tensor_leaves(model(**arguments(float(t), 1 - 0.05 * index)))[0])
+            scheduler.step(found[-1], t, torch.zeros_like(found[-1]))
+        return found
+
+    plain = run()
+    diffcache.wrap(model, "fbcache", scheduler=scheduler, threshold=1e9)
+    assert all(map(torch.equal, run(), plain))
+    notes = diffcache.report(model).notes
+    assert any("gave the same at two steps" in note for note in notes)
+    assert any("diffcache.wrap(pipe, 'adaptive') needs none" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("Lumina2Transformer2DModel", 2),
+        ("Lumina2Transformer2DModel", 3),
+        ("Kandinsky5Transformer3DModel", 3),
+    ],
+)
+def test_head_that_ends_in_another_stream_than_it_begins_in(bench, name, head):
+    denoisers, scheduler = bench("denoisers"), FlowMatchEulerDiscreteScheduler()
+    model = denoisers.build(name)
+    inputs = denoisers.caller(name, ROWS)(0.0)
+    diffcache.wrap(model, "fbcache", scheduler=scheduler, threshold=1e9, head=head)
+    for found in outputs(model, scheduler, inputs, still=False):
+        assert found.isfinite().all()
+    assert diffcache.report(model).compute_fraction < 0.5
 
 
 def test_control_residuals_count_once(make, placeholders):
