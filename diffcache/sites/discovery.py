@@ -105,7 +105,12 @@ def _children(parent: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 def _is_block(module: nn.Module) -> bool:
     layers = [each for each in module.modules() if not any(each.children())]
-    return type(module).forward is not nn.Module.forward and len(layers) > 1
+    return is_called(module) and len(layers) > 1
+
+
+def is_called(module: nn.Module) -> bool:
+    """Whether the module is more than a container, of which only the parts can be called."""
+    return type(module).forward is not nn.Module.forward
 
 
 def is_unet(denoiser: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from diffcache.runtime.turn import Turn
 
 from . import ports
 from .base import Attachment, Site
-from .discovery import is_unet, plain_module
+from .discovery import is_called, is_unet, plain_module
 from .gathering import bridged, scattered
 from .offloading import Offloading
 from .output import OutputAttachment
@@ -72,6 +72,11 @@ class UNetBranch(Site):
                 f"UNetBranch(depth={self.depth}) does not fit {name}, which has "
                 f"{len(unet.down_blocks)} levels on the way down and {levels} on the way up; "
                 f"use depth <= {levels - 1}, or diffcache.wrap(pipe, 'adaptive')"
+            )
+        if not all(map(is_called, (*unet.down_blocks, *unet.up_blocks))):
+            raise ValueError(
+                f"{name} calls the layers of its levels one by one, so there is no level to "
+                "bypass; use a method on another site, for example diffcache.wrap(pipe, 'adaptive')"
             )
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:

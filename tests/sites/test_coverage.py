@@ -12,6 +12,7 @@ import torch
 import diffcache
 from diffcache.sites import guidance
 from diffcache.sites.block_stack import _BlockStackAttachment as BlockStackAttachment
+from diffcache.sites.unet_branch import _BranchAttachment as UNetBranchAttachment
 
 # What models warn of at such sizes, in fp32, or on a CPU is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,6 +108,21 @@ def test_checks_notice_a_leak(verdicts, monkeypatch):
     assert found["output"].status == "ok"
     assert found["block stack"].status == "failed"
     assert "a placeholder reaches the output" in found["block stack"].note
+
+
+def test_checks_notice_whole_outputs(verdicts, monkeypatch):
+    settle = UNetBranchAttachment._settle
+
+    def lost(self: Any, turn: Any) -> None:
+        self.order.clear()
+        settle(self, turn)
+
+    assert verdicts("StableCascadeUNet")["UNet branch"].status == "not applicable"
+    monkeypatch.setattr(UNetBranchAttachment, "_settle", lost)
+    found = verdicts("UNet2DModel")
+    assert found["output"].status == "ok"
+    assert found["UNet branch"].status == "whole output"
+    assert "cannot be told from its calls" in found["UNet branch"].note
 
 
 def test_checks_notice_branches_that_are_mixed_up(verdicts, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 import diffcache
 from diffcache.sites import UNetBranch
@@ -28,3 +29,9 @@ def test_a_depth_that_a_unet_lacks_is_refused(unet):
         diffcache.wrap(unet, "deepcache", depth=2)
     with pytest.raises(ValueError, match="something has to stay computed"):
         UNetBranch(0, 0)
+
+
+def test_levels_that_are_lists_of_layers_are_refused(bench):
+    unet = bench("denoisers").build("StableCascadeUNet")
+    with pytest.raises(ValueError, match=r"layers of its levels one by one.*'adaptive'"):
+        diffcache.wrap(unet, "deepcache", scheduler=DDIMScheduler())
