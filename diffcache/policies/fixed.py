@@ -174,7 +174,8 @@ class Mask(Policy):
         if rows.ndim not in (1, 2) or rows.numel() == 0:
             raise ValueError(
                 f"mask has shape {tuple(rows.shape)}; pass steps × samples or a list of steps, for "
-                "example mask=report.mask of a generation whose cache was not given up"
+                "example mask=[True, False, True]. A report's mask is empty where the call "
+                "denoised batches of several sizes or was given up at once, as its notes say"
             )
         rows = rows.bool().reshape(len(rows), -1).tolist()
         object.__setattr__(self, "mask", tuple(tuple(row) for row in rows))

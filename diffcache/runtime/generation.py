@@ -247,12 +247,10 @@ class Generation:
         for run in self.runs:
             report.note(run.timetable.shortfall(run.index))
         self._close_runs()
-        if self.masks and all(len(mask) == len(self.masks[0]) for mask in self.masks):
-            # A cache that was given up saw no more steps, which count as computed.
-            unseen = self.steps_seen - len(self.masks)
-            report.mask = torch.tensor(self.masks + [[True] * len(self.masks[0])] * unseen)
-            if not self.broken:
-                report.note(self.method.policy.remark(*report.mask.shape))
+        # A cache that was given up saw no more steps, which count as computed.
+        report.enter(self.masks, self.steps_seen - len(self.masks))
+        if report.mask.numel() and not self.broken:
+            report.note(self.method.policy.remark(*report.mask.shape))
         report.steps = max(len(self.masks), self.steps_seen)
         if report.calls and not self.steps_seen:
             report.note("no scheduler step was observed, so every call was computed")

@@ -48,8 +48,8 @@ class Report:
         calls: denoiser calls that ran the denoiser at all.
         mask: `[steps, samples]` bool, True = computed, of all runs where the call denoised several
             times; `wrap(pipe, mask=report.mask)` replays it. Steps from the one at which a cache
-            was given up count as computed. Empty where the number of samples changed, or the cache
-            was given up before the first step.
+            was given up count as computed. Empty where the number of samples changed, which a note
+            tells of, or the cache was given up before the first step.
         trace: one `Event` a step, until a cache is given up.
         cache_bytes: most memory the caches held.
         host_reads: how often the host waited for a value from the denoiser's device; counted on
@@ -85,6 +85,17 @@ class Report:
         """Adds a note once, where there is something to note."""
         if text is not None and text not in self.notes:
             self.notes.append(text)
+
+    def enter(self, masks: list[list[bool]], computed: int) -> None:
+        """Makes the mask of those of the steps, and of as many `computed` ones after them."""
+        batches = list(dict.fromkeys(map(len, masks)))
+        if len(batches) == 1:
+            self.mask = torch.tensor(masks + [[True] * batches[0]] * computed)
+        elif batches:
+            self.note(
+                f"no mask: the call denoised batches of {' and of '.join(map(str, batches))}; a "
+                "list of steps, as in mask=[True, False, True], plays for batches of any size"
+            )
 
     def timeline(self, sample: int = 0) -> str:
         """One character a step: █ computed, · skipped."""

@@ -138,3 +138,20 @@ def test_a_callback_of_the_prior_may_change_it(kandinsky, call, changed):
     report = diffcache.report(kandinsky)
     assert report.mask[5].all()
     assert any(changed in note and "before step 5" in note for note in report.notes)
+
+
+def test_batches_of_several_sizes_have_no_mask(kandinsky, call):
+    """With a negative prompt the prior denoises it as samples of its own."""
+    diffcache.wrap(kandinsky)
+    call(negative_prompt=["noise", "a cat"])
+    report = diffcache.report(kandinsky)
+    assert not report.mask.numel() and len(report.trace) == STEPS
+    assert any("denoised batches of 4 and of 2; a list of steps" in n for n in report.notes)
+    with pytest.raises(ValueError, match=r"list of steps.*several sizes.*its notes"):
+        diffcache.wrap(kandinsky, mask=report.mask)
+    steps = [step % 2 == 0 for step in range(STEPS)]
+    diffcache.wrap(kandinsky, mask=steps)
+    call(negative_prompt=["noise", "a cat"])
+    assert [event.rules[0] == "skip" for event in diffcache.report(kandinsky).trace] == [
+        not computed for computed in steps
+    ]
