@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -61,7 +62,10 @@ def wrap(
     """
     composed = find(method)
     if mask is not None:
+        own = isinstance(composed.policy, Mask)
+        name = composed.name if own else f"{composed.name}, mask played back"
         composed = composed.configured(policy=Mask(frozen(mask)), guards=Guards.none())
+        composed = replace(composed, name=name)
     composed = composed.configured(**options)
     if isinstance(target, nn.Module):
         _check([target], composed)

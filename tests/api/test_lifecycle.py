@@ -173,6 +173,15 @@ def test_report_reads_well(pipe, generate):
     assert "first 2, policy 6, protect 6, skip 10" in text
 
 
+def test_a_report_says_that_a_mask_was_played(pipe, generate):
+    generate(diffcache.wrap(pipe, "interval", every=3))
+    generate(diffcache.wrap(pipe, "interval", mask=diffcache.report(pipe).mask))
+    text = str(diffcache.report(pipe))
+    assert "diffcache interval, mask played back: 28 of 48 row-steps computed" in text
+    generate(diffcache.wrap(pipe, "mask", mask=[True]))
+    assert diffcache.report(pipe).method == "mask"
+
+
 def test_a_mask_of_other_steps_is_played_as_far_as_it_goes_and_says_so(pipe, generate):
     diffcache.wrap(pipe, mask=[True, False] * 6)
     assert timeline(pipe, generate) == "█·" * 6
