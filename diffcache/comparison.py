@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import metrics
+from .machine import machine
 from .runtime.report import Report
-from .version import __version__
 
 HEADER = (
     "run",
@@ -91,6 +89,7 @@ class Comparison:
         notes: what the reports and the comparison have to say.
         floor: label of the row of another run as legitimate as the plain one, if there is one.
         recommended: the largest tolerance tried that was good enough, with its figures, if tried.
+        timed: whether the times tell something; a note says why where they do not.
     """
 
     rows: list[Row]
@@ -100,6 +99,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     floor: str | None = None
     recommended: dict[str, Any] | None = None
+    timed: bool = True
     # Fixed at the start, because the files may be written much later.
     date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds"))
 
@@ -172,16 +172,17 @@ class Comparison:
         found = []
         for row in self.methods:
             for label, equal in ((row.fewer, "compute"), (row.as_fast, "time")):
-                if label is not None:
+                if label is not None and (self.timed or equal != "time"):
                     gain = row.psnr.mean() - self[label].psnr.mean()
                     found.append(f"{row.label}: {gain:+.1f} dB over {label}, at equal {equal}")
         if self.floor is not None:
             level = self[self.floor].psnr.mean()
             found.append(f"noise floor: {level:.1f} dB ({self.floor}); more is worth nothing")
         if self.recommended is not None:
+            speed = ", {speed_up:.2f}×" if self.timed else ""
             found.append(
                 "recommended: tolerance={tolerance:g} ({psnr:.1f} dB, p5 {psnr_p5:.1f}, "
-                "{compute:.0%} of the compute, {speed_up:.2f}×)".format(**self.recommended)
+                f"{{compute:.0%}} of the compute{speed})".format(**self.recommended)
             )
         return found
 
@@ -217,6 +218,7 @@ class Comparison:
             "notes": self.notes,
             "floor": self.floor,
             "recommended": self.recommended,
+            "timed": self.timed,
         }
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -252,23 +254,6 @@ class Comparison:
 def still(samples: np.ndarray) -> np.ndarray:
     """The middle frame of videos `[N, F, H, W, C]`, or the samples themselves."""
     return samples[:, samples.shape[1] // 2] if samples.ndim == 5 else samples
-
-
-def machine() -> dict[str, str]:
-    """Hardware and versions, which a wall time means nothing without."""
-    import diffusers
-
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "cuda device": cuda,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "diffcache": __version__,
-    }
 
 
 def _row_dict(row: Row) -> dict[str, Any]:

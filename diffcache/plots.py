@@ -66,9 +66,11 @@ def panel(comparison: Comparison, row: Row, indices: list[int] | None = None) ->
     indices = row.worst(SHOWN) if worst else indices
     count = len(comparison.prompts)
     steps = f"{row.steps:.1f} of {plain.steps:g} steps computed, {1 - row.compute:.0%} saved"
-    time = f"{1 - row.seconds / plain.seconds:.0%} of the time saved"
+    time = f"  ·  {1 - row.seconds / plain.seconds:.0%} of the time saved"
     if row.seconds > plain.seconds:
-        time = f"{row.seconds / plain.seconds - 1:.0%} more time"
+        time = f"  ·  {row.seconds / plain.seconds - 1:.0%} more time"
+    if not comparison.timed:
+        time = ""
     quality = f"{row.psnr.mean():.1f} dB PSNR on average"
     if row.fewer is not None:
         quality += f", {row.fewer} give {comparison[row.fewer].psnr.mean():.1f} dB"
@@ -82,7 +84,7 @@ def panel(comparison: Comparison, row: Row, indices: list[int] | None = None) ->
         remarks.append(remark)
     return Panel(
         title=f"{comparison.setting['pipeline']}  ·  {row.label}",
-        subtitle=f"{steps}  ·  {time}\n{quality}",
+        subtitle=f"{steps}{time}\n{quality}",
         prompts=[comparison.prompts[i] for i in indices],
         remarks=remarks,
         pictures=channels_last(still(row.pictures[indices])),

@@ -193,6 +193,19 @@ def test_times_that_cannot_be_are_pointed_out():
     assert unsteady([rows[0], replace(rows[1], seconds=9.0)]) == []
 
 
+def test_where_times_tell_nothing_only_the_table_has_them(found: Comparison) -> None:
+    best = {"tolerance": 0.1, "psnr": 41.0, "psnr_p5": 36.0, "compute": 0.5, "speed_up": 2.19}
+    method = replace(found.rows[1], as_fast="6 steps")
+    rows = [found.rows[0], method, found.rows[2]]
+    steady = replace(found, rows=rows, recommended=best)
+    busy = replace(steady, timed=False)
+    for said in ("dB over 6 steps, at equal time", "50% of the compute, 2.19×)"):
+        assert said in str(steady) and said not in str(busy)
+    assert "at equal compute" in str(busy) and "50% of the compute)" in str(busy)
+    assert "of the time saved" in panel(steady, method).subtitle
+    assert "time" not in panel(busy, method).subtitle
+
+
 def test_what_knows_no_bounds_is_still_compared(found: Comparison) -> None:
     plain = np.array([[-4.0, 4.0], [0.0, np.nan]])
     scaled = Scale(plain).of(SimpleNamespace(pictures=10 * plain))

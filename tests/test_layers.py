@@ -34,6 +34,7 @@ LAYERS = {
         "diffcache.demo",
         "diffcache.disabling",
         "diffcache.looping",
+        "diffcache.machine",
         "diffcache.measuring",
         "diffcache.metrics",
         "diffcache.plots",

@@ -130,7 +130,22 @@ def test_as_many_steps_as_take_the_time(trained, timed, seconds, steps):
     assert row.fewer is not None
     if steps is not None:
         assert found[row.as_fast].steps == pytest.approx(steps)
-        assert "at equal time" in str(found) and "at equal compute" in str(found)
+        assert "at equal compute" in str(found)
+    # A twentieth of the time is more than was left out.
+    assert found.timed == (seconds > 0.1) == (not any("take no time" in n for n in found.notes))
+    assert ("at equal time" in str(found)) == (found.timed and steps is not None)
+
+
+def test_a_floor_may_be_faster(trained, monkeypatch):
+    plainly = Trial.run
+
+    def run(self: Trial, label: str, **options: Any) -> Any:
+        seconds = 0.1 if label.startswith("plain, ") else 1.0
+        return plainly(self, label, **options)._replace(seconds=seconds)
+
+    monkeypatch.setattr(Trial, "run", run)
+    found = compare(trained, 1, methods=["interval"], beside=("noise",))
+    assert found[found.floor].seconds == 0.1 and found.timed
 
 
 def test_steps_that_take_the_time_are_those_to_ask_for(trained, timed, monkeypatch):
