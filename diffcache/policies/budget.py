@@ -181,6 +181,14 @@ class ErrorBudget(Policy):
             return super().row_counts(samples)
         return tuple(sorted({0, samples, *(size for size in self._sizes if size < samples)}))
 
+    def remark(self, steps: int, samples: int) -> str | None:
+        if samples == 1 or not self._sizes or min(self._sizes) < samples:
+            return None
+        return (
+            f"compute_rows={self.compute_rows!r} has no size below the batch of {samples}, so that "
+            "a step computes all of it or nothing"
+        )
+
     def _planned(self, step: Step, books: list[_Book | None]) -> list[bool]:
         # Samples follow a plan alike, unless a guard or a full part of the batch set them apart.
         wanted = {book: book is None or self._computes(step, book) for book in set(books)}

@@ -189,3 +189,15 @@ def test_a_mask_of_other_steps_is_played_as_far_as_it_goes_and_says_so(pipe, gen
     diffcache.wrap(pipe, mask=[True, False] * 5)
     assert timeline(pipe, generate) == "█·" * 5 + "██"
     assert "the mask is of 10 steps and the generation made 12" in str(diffcache.report(pipe))
+
+
+def test_sizes_that_are_no_part_of_the_batch_are_pointed_out(dit, generate):
+    def said(rows, samples):
+        generate(diffcache.wrap(dit, compute_rows=rows), samples)
+        return [note for note in diffcache.report(dit).notes if "compute_rows" in note]
+
+    assert said((4, 2), 2) == [
+        "compute_rows=(4, 2) has no size below the batch of 2, so that a step computes all of it "
+        "or nothing"
+    ]
+    assert not said(1, 2) and not said(4, 1)
