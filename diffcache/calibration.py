@@ -180,11 +180,23 @@ def weights_of(modules: Iterable[nn.Module]) -> str:
             if "lora_" not in name and not parameter.is_meta
         )
         for name, parameter in named[:: max(1, len(named) // _PARAMETERS)]:
-            flat = parameter.detach().reshape(-1)
-            sampled = flat[:: max(1, flat.numel() // _ELEMENTS)].to("cpu", torch.float32)
-            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sampled.numpy().tobytes())
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + _sampled(parameter))
             read = True
     return digest.hexdigest()[:16] if read else ""
+
+
+def _sampled(parameter: Tensor) -> bytes:
+    """A few elements of a parameter; none of one that is told by its name and shape alone."""
+    if hasattr(parameter, "__tensor_flatten__"):
+        # What is quantised may not be read itself, but it is made of tensors that may.
+        parts, _ = parameter.__tensor_flatten__()
+        return b"".join(_sampled(getattr(parameter, part)) for part in parts)
+    try:
+        flat = parameter.detach().reshape(-1)
+        sampled = flat[:: max(1, flat.numel() // _ELEMENTS)].to("cpu", torch.float32)
+    except RuntimeError:
+        return b""
+    return sampled.numpy().tobytes()
 
 
 def adapters_of(modules: Iterable[nn.Module]) -> dict[str, float]:

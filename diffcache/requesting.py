@@ -107,7 +107,7 @@ class Request:
             raise RuntimeError(
                 "a bare denoiser's loop is your own, and only a pipeline's call can be made again; "
                 "call run.refine() for diffcache.wrap(pipe), or run the loop again after "
-                "diffcache.unwrap(model)"
+                "diffcache.unwrap(model); where a pipeline's was not kept, run.report.notes say why"
             )
         number = max(self._drafts) if generation is None else generation
         if number not in self._drafts:

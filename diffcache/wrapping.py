@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -106,6 +107,20 @@ def _attach(
         generation.handlers[id(module)] = serve
 
 
+def _drafted(pipe: Any, call: partial, generation: Generation) -> Draft | None:
+    """The call as a draft, where the open request keeps them; no error of ours may cost it."""
+    request = requests.get()
+    if request is None or not request.keep_prefix:
+        return None
+    try:
+        return Draft(pipe, call, generation.method.guards.max_cache_bytes)
+    except Exception as error:
+        if os.environ.get("DIFFCACHE_STRICT"):
+            raise
+        generation.report.note(f"nothing was kept to refine: {type(error).__name__}: {error}")
+        return None
+
+
 def _help_on_demand(stack: ExitStack, generation: Generation, modules: Iterable[nn.Module]) -> None:
     """Makes helpers run no sooner than a denoiser computes with what they give."""
     for module in modules:
@@ -135,12 +150,11 @@ class PipelineWrapping:
 
     def generate(self, pipe: Any, call: partial) -> Any:
         """Runs one pipeline call inside of a generation's scope."""
-        method, request = requested(self.method), requests.get()
+        method = requested(self.method)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
         stale = pipe.__dict__.pop("_num_timesteps", None)
         generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
-        drafted = request is not None and request.keep_prefix
-        draft = Draft(pipe, call, method.guards.max_cache_bytes) if drafted else None
+        draft = _drafted(pipe, call, generation)
         with ExitStack() as stack:
             stack.callback(self._finish, pipe, generation, stale, draft)
             scope = stack.enter_context(ExitStack())

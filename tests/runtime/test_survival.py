@@ -163,6 +163,18 @@ def test_error_before_the_first_call(pipe, generate, monkeypatch, forgiving, whe
     assert not any("given up" in note for note in diffcache.report(pipe).notes)
 
 
+def test_error_of_a_draft(pipe, generate, monkeypatch, forgiving):
+    diffcache.wrap(pipe, "interval", every=4)
+    wanted = generate(pipe)
+    monkeypatch.setattr("diffcache.refining.weights_of", broken)
+    with diffcache.request(keep_prefix=True) as run:
+        assert torch.equal(generate(pipe), wanted)
+    assert run.report.compute_fraction < 1
+    assert "nothing was kept to refine: RuntimeError: a bug of ours" in run.report.notes
+    with pytest.raises(RuntimeError, match="notes say why"):
+        run.refine()
+
+
 def test_error_before_the_first_call_of_a_loop(unet, monkeypatch, forgiving):
     model, scheduler = unet.unet, unet.scheduler
 
