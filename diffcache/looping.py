@@ -78,13 +78,19 @@ class ModelWrapping:
         generation = self._generation
         return generation is not None and (generation.run is None or generation.run.step_rows > 0)
 
-    def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation:
-        """The generation that serves a call of the denoiser with these arguments."""
+    def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation | None:
+        """The generation that serves a call of the denoiser with these arguments.
+
+        None serves one whose timestep has no value, as on the meta device: it is of no loop.
+        """
         generation = self._generation
         before, run = waits.count, generation and generation.run
         # The first argument is the sample.
         given = timestep_of(kwargs if len(args) < 2 else self._names(args, kwargs))
-        timestep = number_of(given, run and run.timetable)
+        try:
+            timestep = number_of(given, run and run.timetable)
+        except RuntimeError:
+            return None
         waited = waits.count - before
         if timestep is not None and self._loop.begins_again(timestep):
             self._end()

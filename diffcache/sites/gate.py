@@ -17,8 +17,8 @@ from diffcache.runtime.generation import Generation, current
 Handler = Callable[[Callable, tuple, dict[str, Any]], Any]
 """Called with the plain call and the call's arguments."""
 
-Resident = Callable[[tuple, dict[str, Any]], Generation]
-"""Gives the generation that serves a call from outside of any pipeline's call."""
+Resident = Callable[[tuple, dict[str, Any]], Generation | None]
+"""Gives the generation that serves a call from outside of any pipeline's call, if one does."""
 
 _PRIVATE = "_compiled_call_impl"
 _lock = RLock()
@@ -66,9 +66,9 @@ class _Gate:
 
     def _outside(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Serves a call that no pipeline makes."""
-        if self.resident is None:
+        generation = None if self.resident is None else self.resident(args, kwargs)
+        if generation is None:
             return self.plain(*args, **kwargs)
-        generation = self.resident(args, kwargs)
         handler = generation.handlers.get(self.identity)
         token = current.set(generation)
         try:
