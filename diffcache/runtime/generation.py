@@ -158,7 +158,8 @@ class Generation:
             try:
                 self.turn = turn = self._turn(attachment, invoke, names, args, kwargs)
                 if turn is not None:
-                    return self._serve(attachment, turn)
+                    with turn:
+                        return self._serve(attachment, turn)
             except Exception as error:
                 self.survive(error)
             finally:

@@ -52,6 +52,11 @@ class Lane:
         # What the tensors held when they were last written to.
         self._held: list[Tensor] = []
 
+    def release(self) -> None:
+        """Takes back that a call continues it: one that failed, and may be made again."""
+        self.used = False
+        self.calls -= 1
+
     def refresh(self) -> None:
         """Forgets what was computed, where the conditioning was written to since the last call."""
         tensors, writes = self._tensors, self._writes

@@ -55,6 +55,13 @@ class Turn:
         if run.measures_modules and run.samples is not None:
             run.stage.collector.attend(lane)
 
+    def __enter__(self) -> None:
+        """Serves the call; where that fails, one in its place continues the lane."""
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        if error is not None:
+            self.lane.release()
+
     def _settle(self, decision: list[bool] | None) -> None:
         samples = self.run.samples
         if samples is None or self.rows % samples:

@@ -58,3 +58,31 @@ def test_a_timestep_without_a_value_amid_a_loop(unet):
     assert torch.equal(run(unet, lambda step, _: step == 7 and in_vmap(unet.unet)), wanted)
     report = diffcache.report(unet.unet)
     assert report.mask[:, 0].tolist() == MASK and report.notes == []
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("method", ["adaptive", "taylorseer", "deepcache", "fora"])
+def test_a_call_that_failed_and_is_made_again(unet, method, error):
+    model = unet.unet
+    diffcache.wrap(model, method, scheduler=unet.scheduler, force=True)
+    wanted = run(unet)
+    report = diffcache.report(model)
+    at = report.timeline().index("█", 6)
+    failed = []
+
+    def fail(step: int, call: Callable) -> None:
+        if step == at:
+
+            def stop(*_: Any) -> None:
+                failed.append(step)
+                raise error("no memory")
+
+            handle = model.mid_block.register_forward_pre_hook(stop)
+            with pytest.raises(error):
+                call()
+            handle.remove()
+
+    assert torch.equal(run(unet, fail), wanted)
+    again = diffcache.report(model)
+    assert failed == [at] and again.notes == report.notes
+    assert torch.equal(again.mask, report.mask) and again.computed == report.computed
