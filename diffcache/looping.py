@@ -21,7 +21,7 @@ from .runtime.report import Report
 from .runtime.run import Run
 from .runtime.timetable import number_of
 from .sites import gate
-from .sites.discovery import plain_module
+from .sites.discovery import glance, plain_module
 from .wrapping import prepare, put_on, requested, wrappings
 
 
@@ -148,7 +148,7 @@ class ModelWrapping:
     def _begin(self) -> Generation:
         module, scheduler = self._module(), self._scheduler()
         generation = Generation(requested(self.method), self.checked, lambda: None)
-        # Whoever writes the loop may write over a prompt in it.
+        # Whoever writes the loop may write over a prompt in it, or switch adapters.
         generation.watched, self._passed = True, 0
         # Whoever compiled the module since the last generation has replaced its gate.
         kept = gate.open_gate(module, self.running)
@@ -158,6 +158,7 @@ class ModelWrapping:
         self._gate, kept.held = ref(kept), (generation, scope)
         try:
             prepare(self, generation, [module], [scheduler])
+            generation.version = glance(module)
             put_on(scope, generation, generation.method, {"": module})
         except Exception as error:
             generation.survive(error)

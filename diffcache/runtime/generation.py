@@ -29,8 +29,8 @@ class Generation:
 
     Attributes:
         runs: all passes over the scheduler's timesteps so far; `run` is the one under way.
-        version: gives a value that changes with the denoisers' weights and adapters; None where
-            nobody can change them during the generation.
+        version: gives a value that changes with the denoisers' adapters, and in a pipeline's call
+            with their weights; None where nobody can change them during the generation.
         watched: whether somebody may write to conditioning between the steps.
         fall_back: puts a site that keeps less on the denoisers, and gives the method with it; None
             where there is none.

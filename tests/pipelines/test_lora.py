@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 
 import diffcache
@@ -116,4 +117,25 @@ def test_an_adapter_merged_by_a_callback_is_noticed(make, generate, kind):
     generate(pipe, steps=10, callback_on_step_end=merge)
     report = diffcache.report(pipe)
     assert report.mask[5].all() and not report.mask[6].any()
+    assert any("adapters" in note and "afresh" in note for note in report.notes)
+
+
+def process_otherwise(pipe: Any) -> None:
+    pipe.unet.set_attn_processor(AttnProcessor())
+
+
+@pytest.mark.parametrize("change", [swap, rescale, disable, process_otherwise])
+def test_a_switch_amid_a_loop_by_hand_is_noticed(make, change):
+    pipe = adapted(make, "unet")
+    diffcache.wrap(pipe.unet, "interval", scheduler=pipe.scheduler, every=8)
+    pipe.scheduler.set_timesteps(10)
+    latents, texts = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 32)
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        if step == 5:
+            change(pipe)
+        with torch.no_grad():
+            found = pipe.unet(latents, t, encoder_hidden_states=texts).sample
+        latents = pipe.scheduler.step(found, t, latents).prev_sample
+    report = diffcache.report(pipe.unet)
+    assert report.timeline() == "███··█··██"
     assert any("adapters" in note and "afresh" in note for note in report.notes)
