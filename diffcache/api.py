@@ -196,7 +196,8 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     `request(tolerance=[0.04, 0.16, None])` gives each of three samples its own tolerance; None
     computes all of that sample; a list of another length computes everything, with a warning. The
     block's `run.report` is the newest generation's. Inside of another request, whose options hold
-    where these say nothing, only the inner one has the report.
+    where these say nothing, only the inner one has the report. A loop by hand that began in the
+    block and has not ended with it is reported as far as it came.
 
     With `keep_prefix=True`, `run.refine()` makes a pipeline's draft exact, computing again nothing
     that was computed before its first skip. Until `run` is let go this holds the call's arguments
@@ -214,11 +215,13 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
             f"no method has an option {', '.join(map(repr, unknown))}; "
             f"known options: {', '.join(sorted(known))}" + meant(unknown, known)
         )
-    token = requests.set(Request(options, keep_prefix, requests.get()))
+    opened = Request(options, keep_prefix, requests.get())
+    token = requests.set(opened)
     try:
-        yield requests.get()
+        yield opened
     finally:
         requests.reset(token)
+        opened.close()
 
 
 def report(target: Any) -> Report:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .calibration import Calibration
 from .methods import Method
-from .requesting import requests
+from .requesting import Request, requests
 from .runtime import clock
 from .runtime.checking import Checked
 from .runtime.disguise import base_of
@@ -146,14 +146,14 @@ class ModelWrapping:
             self._loop = clock.Loop()
 
     def _begin(self) -> Generation:
-        module, scheduler = self._module(), self._scheduler()
+        module, scheduler, request = self._module(), self._scheduler(), requests.get()
         generation = Generation(requested(self.method), self.checked, lambda: None)
         # Whoever writes the loop may write over a prompt in it, or switch adapters.
         generation.watched, self._passed = True, 0
         # Whoever compiled the module since the last generation has replaced its gate.
         kept = gate.open_gate(module, self.running)
         scope = ExitStack()
-        scope.callback(self._finish, generation)
+        scope.callback(self._finish, generation, request)
         scope.callback(gate.close_gate, module)
         self._gate, kept.held = ref(kept), (generation, scope)
         try:
@@ -162,6 +162,9 @@ class ModelWrapping:
             put_on(scope, generation, generation.method, {"": module})
         except Exception as error:
             generation.survive(error)
+        if request is not None:
+            begun = ref(generation)
+            request.began(lambda: self._end() if self._generation is begun() else None)
         return generation
 
     def _end(self) -> None:
@@ -171,9 +174,9 @@ class ModelWrapping:
         (_, scope), kept.held = kept.held, None
         scope.close()
 
-    def _finish(self, generation: Generation) -> None:
+    def _finish(self, generation: Generation, request: Request | None) -> None:
         self.report = generation.finish()
         generation.handlers.clear()
         generation.fall_back = generation.told = None
-        if (request := requests.get()) is not None:
+        if request is not None:
             request.finished(self.report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -43,6 +43,7 @@ class Request:
         self.outer = outer
         self.keep_prefix = keep_prefix
         self.reports: list[Report] = []
+        self._loops: list[Callable[[], None]] = []
         self._drafts: dict[int, Draft] = {}
 
     @property
@@ -62,6 +63,15 @@ class Request:
         if self.outer is not None:
             method = self.outer.configured(method)
         return method.configured(**self.options)
+
+    def began(self, end: Callable[[], None]) -> None:
+        """Takes in that a loop's generation has begun, which `end` ends, if nothing did before."""
+        self._loops.append(end)
+
+    def close(self) -> None:
+        """Ends the generations of loops that stopped before their last step."""
+        while self._loops:
+            self._loops.pop()()
 
     def finished(self, report: Report, draft: Draft | None = None) -> None:
         """Takes in a generation's account and, where it was kept, its draft."""

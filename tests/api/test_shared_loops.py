@@ -151,6 +151,31 @@ def test_a_denoiser_that_is_gone_is_told_nothing(unet, models):
     assert type(scheduler) is DDIMScheduler
 
 
+def test_a_request_has_the_loops_that_began_in_it(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, "interval", scheduler=scheduler, every=4)
+    run(scheduler, model, stop=7)
+    with diffcache.request(every=2) as request:
+        run(scheduler, model)
+        run(scheduler, model, stop=9)
+    assert [report.steps for report in request.reports] == [STEPS, 9]
+    assert request.report.timeline() == diffcache.report(model).timeline() == "███·█·█·█"
+    run(scheduler, model)
+    assert len(request.reports) == 2 and diffcache.report(model).steps == STEPS
+
+
+def test_a_request_inside_of_a_loop_leaves_it_open(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, mask=MASK, scheduler=scheduler)
+
+    def asking(texts: torch.Tensor) -> torch.Tensor:
+        with diffcache.request(every=3):
+            return texts
+
+    run(scheduler, model, given=asking)
+    assert diffcache.report(model).mask[:, 0].tolist() == MASK
+
+
 @pytest.mark.parametrize("method", ["adaptive", "deepcache"])
 def test_a_denoiser_compiled_in_an_open_loop_keeps_no_gates(unet, method):
     model, scheduler = unet.unet, unet.scheduler
