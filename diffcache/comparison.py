@@ -29,6 +29,10 @@ HEADER = (
     "worst",
 )
 MISSING = "–"
+_LEGEND = (
+    f"PSNR in dB, of which a picture counts for {metrics.CAP:g} at most; mean error: PSNR of the "
+    "squared error averaged over pictures"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +167,7 @@ class Comparison:
             )
             for row in self.methods
         ]
-        return [*worst, *self._verdicts(), *(f"note: {note}" for note in self.notes)]
+        return [_LEGEND, *worst, *self._verdicts(), *(f"note: {note}" for note in self.notes)]
 
     def _verdicts(self) -> list[str]:
         """What the rows mean for a user, in words; nothing where plain pictures are not finite."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .comparison import Comparison, Row, still
-from .metrics import channels_last
+from .metrics import CAP, channels_last
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,8 @@ def panel(comparison: Comparison, row: Row, indices: list[int] | None = None) ->
         quality += f", the {len(indices)} worst of {count} pictures are shown"
     remarks = []
     for i in indices:
-        remark = f"{row.psnr[i]:.1f} dB"
+        capped = row.psnr[i] >= CAP
+        remark = f"≥ {CAP:g} dB" if capped else f"{row.psnr[i]:.1f} dB"
         if row.mask is not None:
             remark = f"{row.mask[:, i].sum()} of {len(row.mask)} steps  ·  {remark}"
         remarks.append(remark)

@@ -86,10 +86,14 @@ def test_the_table_is_aligned(found: Comparison) -> None:
     expected += [f"{np.percentile(method.psnr, 5):.1f}", f"{method.mean_error_psnr:.1f}"]
     expected += [f"{method.ssim.mean():.4f}", f"{method.psnr.min():.1f}", "(#1)"]
     assert table[2].split()[1:] == expected
-    assert lines[6].startswith(f"every/2, worst: #1 {method.psnr[1]:.1f} dB, seed 3, 'a dog'; #2 ")
+    assert lines[6] == (
+        "PSNR in dB, of which a picture counts for 60 at most; mean error: PSNR of the squared "
+        "error averaged over pictures"
+    )
+    assert lines[7].startswith(f"every/2, worst: #1 {method.psnr[1]:.1f} dB, seed 3, 'a dog'; #2 ")
     gained = method.psnr.mean() - found["6 steps"].psnr.mean()
-    assert lines[7] == f"every/2: {gained:+.1f} dB over 6 steps, at equal compute"
-    assert lines[8:] == ["note: every/2: a note"]
+    assert lines[8] == f"every/2: {gained:+.1f} dB over 6 steps, at equal compute"
+    assert lines[9:] == ["note: every/2: a note"]
 
 
 def test_markdown_has_the_same_cells(found: Comparison) -> None:
@@ -149,6 +153,8 @@ def test_a_panel_names_what_was_saved_and_what_else_would_have(found: Comparison
     computed = found["every/2"].mask[:, 2].sum()
     assert shown.remarks[1] == f"{computed} of 10 steps  ·  {found['every/2'].psnr[2]:.1f} dB"
     np.testing.assert_array_equal(shown.reference, found.plain.pictures[[0, 2]])
+    found["every/2"].psnr[0] = 60.0
+    assert panel(found, found["every/2"], [0]).remarks[0].endswith("steps  ·  ≥ 60 dB")
     assert panel(found, found["every/2"]).prompts == ["a dog", "a fish", "a cat"]
 
 
