@@ -49,7 +49,7 @@ def wrap(
             denoise several times.
         calibration: what `diffcache.calibrate` has measured for the method.
         options: options of the method's parts, for example `tolerance=0.08`,
-            `max_consecutive_skips=8`, `protect=(3, 0)`, `force=True`.
+            `max_consecutive_skips=8`, `protect=(1, 0)`, `force=True`.
 
     Returns:
         `target` itself, changed in place; wrapping again replaces the earlier method.

@@ -37,7 +37,7 @@ class Guards:
         pair = tuple(map(_plain, self.protect)) if isinstance(self.protect, (tuple, list)) else ()
         if len(pair) != 2 or any(type(n) is not int or n < 0 for n in pair):
             raise ValueError(
-                f"protect={self.protect!r} is not a pair of step counts; try protect=(3, 1)"
+                f"protect={self.protect!r} is not a pair of step counts; try protect=(1, 0)"
             )
         object.__setattr__(self, "protect", pair)
         for name in ("few_steps", "max_consecutive_skips", "max_cache_bytes"):

@@ -51,7 +51,7 @@ def untouched(generate: Any) -> Any:
         ((), {"compute": True}, ValueError, ["compute=True", "compute=0.5"]),
         ((), {"compute_rows": True}, ValueError, ["compute_rows=True", "compute_rows=4"]),
         ((), {"calibration": "x.json"}, ValueError, ["='x.json'", "Calibration.load(path)"]),
-        ((), {"protect": 3}, ValueError, ["protect=3", "protect=(3, 1)"]),
+        ((), {"protect": 3}, ValueError, ["protect=3", "try protect=(1, 0)"]),
         ((), {"protect": (-1, 0)}, ValueError, ["protect=(-1, 0)"]),
         ((), {"max_consecutive_skips": -2}, ValueError, ["max_consecutive_skips=-2"]),
         ((), {"points": 9}, ValueError, ["points=9"]),
