@@ -5,11 +5,12 @@ from .calibrating import calibrate
 from .calibration import Calibration
 from .methods import Method
 from .runtime.guards import Guards
-from .runtime.report import Report
+from .runtime.report import Event, Report
 from .version import __version__
 
 __all__ = [
     "Calibration",
+    "Event",
     "Guards",
     "Method",
     "Report",

@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 Rule = Literal["skip", "policy", "first", "protect", "cap", "full"]
-"""What bound at a step for a sample: it was skipped, or computed because the policy's tolerance
-asked for it, nothing was known yet, the step is protected, the cap on consecutive skips was
-reached, or the whole run is computed in full (a note says why)."""
+"""What bound at a step for a sample; `Event` says what each means."""
 
 
 class Event(NamedTuple):
-    """One step: its index in the report's mask, its timestep, and the rule that bound by sample."""
+    """One step of a generation, and why each sample was computed or skipped.
+
+    Attributes:
+        step: its index in the report's mask.
+        timestep: the scheduler's.
+        rules: by sample, "skip" where it was skipped; else why it was computed. "policy": by the
+            method's policy, such as a tolerance, an interval or a mask, or along with samples that
+            it must not be set apart from; "first": nothing was known yet, or any more; "protect":
+            the step is one of those that `protect` names; "cap": as many steps in a row were
+            skipped as `max_consecutive_skips` allows; "full": all of the run is computed, and a
+            note says why.
+    """
 
     step: int
     timestep: float

@@ -1,7 +1,7 @@
 """wrap, unwrap, wrapped, request, report, and the switch that turns it all off."""
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ import torch
 import diffcache
 from diffcache import api
 from diffcache.policies import Gated, Interval
+from diffcache.runtime.report import Rule
 
 
 def timeline(pipe: Any, generate: Any) -> str:
@@ -171,6 +172,8 @@ def test_report_reads_well(pipe, generate):
     assert "interval: 28 of 48 row-steps computed (58%)" in text
     assert EVERY_3 in text
     assert "first 2, policy 6, protect 6, skip 10" in text
+    assert all(isinstance(event, diffcache.Event) for event in diffcache.report(pipe).trace)
+    assert all(f'"{rule}"' in diffcache.Event.__doc__ for rule in get_args(Rule))
 
 
 def test_a_report_says_that_a_mask_was_played(pipe, generate):
