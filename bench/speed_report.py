@@ -12,6 +12,8 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 
 UNMEASURED = "**unmeasured**"
+ROUNDS = 3
+"""Of rows that were saved before they said how many rounds they are of."""
 
 ABOUT = """\
 Made by `make speed-report` (`python bench/speed_report.py`) from JSON lines under `bench/results/`,
@@ -59,6 +61,10 @@ def by_machine(heads: list[str], rows: list[Row], cells: Callable[[Row], list]) 
     return parts
 
 
+def _rounds(row: Row) -> int:
+    return row.get("rounds", ROUNDS)
+
+
 def speedup(rows: list[Row]) -> list[str]:
     found = newest(rows, "model", "site", "library", "gpu")
     done = [row for row in found if "refused" not in row]
@@ -75,9 +81,11 @@ def speedup(rows: list[Row]) -> list[str]:
             quantiles(row, "seconds", ".3f"),
             quantiles(row, "speedup", ".2f"),
             quantiles(row, "realised", ".3f"),
-            row.get("rounds", 3),
+            _rounds(row),
         ]
 
+    here = sorted({_rounds(row) for row in done if not row["gpu"]})
+    on_cpu = f"{' or '.join(map(str, here))} on a CPU, " if here else ""
     parts = [
         "## Realised speed-up",
         "`pytest bench/test_speedup.py`: full pipelines, random weights, every other step "
@@ -86,7 +94,7 @@ def speedup(rows: list[Row]) -> list[str]:
         "time over the library's, and a library that bypasses more than our site does may pass 1: "
         "MagCache also leaves out the first block. diffusers' FirstBlockCache is not here: nothing "
         "but its threshold decides, and no threshold computes every other step. Quantiles are over "
-        "rounds, in which all take turns: five on a CPU, two to seven on a GPU as time allows.",
+        f"rounds, in which all take turns: {on_cpu}2 to 7 on a GPU as time allows.",
         *by_machine([*heads, "rounds"], done, cells),
     ]
     refusals = [f"- {r['library']} on {r['model']}: {r['refused']}" for r in refused]
