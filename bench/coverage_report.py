@@ -72,7 +72,7 @@ def document() -> str:
     footnotes: dict[str, int] = {}
     parts = ["# Coverage", _ABOUT, _machine(last), _totals(results)]
     for kind, members in _kinds(results).items():
-        parts += [f"## {kind.capitalize()}", _table(members, footnotes)]
+        parts += [f"## {kind[0].upper()}{kind[1:]}", _table(members, footnotes)]
     parts += ["## Notes", "\n".join(f"{n}. {note}" for note, n in footnotes.items())]
     return "\n\n".join(parts) + "\n"
 

@@ -58,5 +58,6 @@ def shown(value: float | None, form: str) -> str:
 
 def where(row: Row) -> str:
     """The machine and the versions of a result."""
-    device = row.get("gpu") or f"{row['cpu']}, {row['threads']} threads"
+    threads = f"{row['threads']} thread{'' if row['threads'] == 1 else 's'}"
+    device = row.get("gpu") or f"{row['cpu']}, {threads}"
     return f"{device}, torch {row['torch']}, diffusers {row['diffusers']}, {row['date']}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rows import load
+from rows import load, where
 
 PARTS = ("compute", "tune", "same", "rows")
 DEFAULT = 0.08
@@ -272,9 +272,8 @@ def write(results: Path, folder: Path) -> None:
     last = next(rows[-1] for rows in grouped.values() if rows)
     parts = [
         "# What is asked for, and what is given",
-        f"`python bench/targets.py`, {last['date']}, {last['cpu']}, {last['threads']} threads, "
-        f"torch {last['torch']}, diffusers {last['diffusers']}, on prompts that nothing was "
-        "tuned on, one a picture. PSNR is mean / 5th percentile, capped at 60 dB a picture. "
+        f"`python bench/targets.py`: {where(last)}, on prompts that nothing was tuned on, one a "
+        "picture. PSNR is mean / 5th percentile, capped at 60 dB a picture. "
         "Fidelity per compute beside other methods is in [benchmarks.md](benchmarks.md).",
     ]
     for part, rows in grouped.items():

@@ -42,7 +42,7 @@ def test_the_report_shows_the_newest_row_of_each(of, tmp_path):
     text = report.document(rows.read(tmp_path))
     assert "| m (100 M, float32) | output | diffcache | 1.250 | 1.250 |" in text
     assert "| 0.500 / 0.500 / 0.500 | 3 |" in text and "turns: 3 on a CPU, 2 to 7 on a GPU" in text
-    assert text.index("x, 1 threads") < text.index("| 3 |") < text.index("a GPU, torch 2")
+    assert text.index("x, 1 thread,") < text.index("| 3 |") < text.index("a GPU, torch 2")
     assert "| 1.250 / 1.250 / 1.250 | 7 |" in text
     assert "- peer on m: TypeError: no" in text
     assert "| m | adaptive | cuda | 3.0 | 4.0 |" in text
