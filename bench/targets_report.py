@@ -18,6 +18,9 @@ DEARER = 1.2
 BAND = 3.0
 SKIPPED = 0.4
 BEHIND = 1.0
+APART = 0.13
+"""Between methods in the plot, of the distance of two cells."""
+
 SERVED = 8
 """Pictures a batch where `compute_rows` is measured."""
 
@@ -170,29 +173,35 @@ def plot(rows: list[dict], path: Path) -> None:
 
     cells = sorted({place(row) for row in rows})
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure, axes = plt.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(10, 6), sharex=True, layout="constrained")
     palette = ["#c0261f", "#7f9fc4", "#444444", "#8fb58a", "#c9a24b"]
-    colours = dict(zip(methods, palette, strict=False))
+    styles = dict(zip(methods, zip(palette, "osD^v", strict=True), strict=False))
     for axis, key in zip(axes, ("psnr", "compute"), strict=True):
-        for method in methods:
-            points = sorted(
-                (cells.index(place(row)), row[key]) for row in rows if row["method"] == method
-            )
-            ours = method == OURS
+        for number, (method, (colour, marker)) in enumerate(styles.items()):
+            # Beside each other, as some give the same; no lines, as not all were run in each cell.
+            aside = APART * (number - (len(styles) - 1) / 2)
+            points = [
+                (cells.index(place(row)) + aside, row[key])
+                for row in rows
+                if row["method"] == method
+            ]
             axis.plot(
-                *zip(*points, strict=True), marker="o", ms=6 if ours else 4, lw=0.8,
-                color=colours[method], label=method, zorder=3 if ours else 2,
+                *zip(*points, strict=True), ls="", marker=marker, ms=7 if method == OURS else 5,
+                color=colour, label=method,
             )  # fmt: skip
         axis.grid(alpha=0.25)
-    middle = spread(rows, OURS)[1]
+    middle, asked = spread(rows, OURS)[1], f"{OURS} at {' and '.join(HELD_AT)} steps"
     axes[0].axhspan(middle - BAND, middle + BAND, color="#c0261f", alpha=0.1, lw=0)
+    axes[0].set_title(f"shaded: asked of {asked}, ±{BAND:g} dB", fontsize=8, loc="right")
     axes[0].set(ylabel="mean PSNR, dB")
     figure.suptitle("One setting everywhere", fontsize=12)
     axes[1].axhline(1 - SKIPPED, color="#444444", ls="--", lw=1)
+    axes[1].set_title(f"dashed: asked of {asked}, at most {1 - SKIPPED:g}", fontsize=8, loc="right")
     axes[1].set(ylabel="share computed", ylim=(0, 1.05))
     axes[1].set_xticks(range(len(cells)), [f"{kind}\n{steps}" for steps, kind in cells], fontsize=7)
-    # Above the plot, where there are no points to be hidden.
-    axes[0].legend(fontsize=8, ncol=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, ncol=5, loc="outside lower center"
+    )
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
