@@ -62,8 +62,9 @@ def plot(grouped: dict[tuple, list[dict]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(grouped), figsize=(5 * len(grouped), 3.6), squeeze=False, layout="constrained"
-    )
+        1, len(grouped), figsize=(5 * len(grouped), 3.6), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
     styles = (("#444444", "-", 1.5), ("#7f9fc4", "--", 1.5), ("#c0261f", "-", 2.6))
     for axis, ((pipeline, steps), rows) in zip(axes.flat, grouped.items(), strict=True):
         for kind, (colour, dash, width) in zip(KINDS, styles, strict=True):
@@ -72,9 +73,10 @@ def plot(grouped: dict[tuple, list[dict]], path: Path) -> None:
                 *zip(*points, strict=True), ls=dash, marker="o", ms=4, color=colour, lw=width,
                 label=kind,
             )  # fmt: skip
-        axis.set(title=f"{pipeline}, {steps} steps", xlabel="computed steps", ylabel="PSNR, dB")
+        axis.set(title=f"{pipeline}, {steps} steps", xlabel="computed steps")
         axis.grid(alpha=0.25)
         axis.legend()
+    axes[0, 0].set_ylabel("PSNR, dB")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
