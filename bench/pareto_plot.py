@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from itertools import chain
 from pathlib import Path
 
-from envelope import FEWER, FLOOR, OURS, RIVALS, Families, envelope, is_ours, kind
+from envelope import FEWER, FLOOR, OURS, RIVALS, Families, envelope, kind
 
 COLUMNS = 3
 LABELS = {"psnr": "mean PSNR to the full run, dB", "psnr_p5": "5th percentile of PSNR, dB"}
 KINDS = {
-    FEWER: ("#444444", "--"),
-    "threshold rules": ("#c9a26b", "-"),
-    "fixed schedules with a forecast": ("#7f9fc4", "-"),
-    "other": ("#b9b9b9", "-"),
+    FEWER: {"color": "#444444", "marker": "s"},
+    "threshold rules": {"color": "#c98a2b", "marker": "^"},
+    "fixed schedules with a forecast": {"color": "#4f7fb8", "marker": "D"},
+    "other": {"color": "#5f9e6e", "marker": "v"},
 }
-"""Colour and dash of each kind of rival; its families differ in their markers."""
+"""How the best of each kind of rival is drawn."""
 
-MARKERS = "osv^D<>Ph*Xd"
-MUTED = {"lw": 1.2, "ms": 3.5}
+SINGLE = {"lw": 0.7, "ms": 3, "alpha": 0.45, "marker": ".", "zorder": 1}
+"""One family of a kind: there to be seen, and not to be told from the others."""
+
+RED = "#c0261f"
+OURS_ON = {
+    OURS: {"color": RED, "lw": 2.6, "ms": 5, "marker": "o", "zorder": 5},
+    f"{OURS}, block stack": {"color": RED, "ls": "--", "marker": "P", "zorder": 4},
+    f"{OURS}, UNet branch": {"color": RED, "ls": ":", "marker": "X", "zorder": 4},
+}
 FLOOR_DASHES = {"batch of 1": "-", "bf16": "--", "fp32": "--"}
-STANDING_OUT = {"color": "#c0261f", "lw": 2.6, "ms": 5, "marker": "o", "zorder": 5}
-ELSEWHERE = {"color": "#c0261f", "ls": "--", "marker": "o"}
-"""Ours on another site."""
+KEY = (
+    "Thick: the settings that no cheaper one of their kind equals, joined. "
+    "Thin: the same of each family."
+)
 
 
-def _styles(families: set[str]) -> dict[str, dict]:
-    """How each family is drawn, and ours where it does not stand out."""
-    found = {family: ELSEWHERE for family in sorted(families) if is_ours(family)}
-    for rival, (colour, dash) in zip(RIVALS, KINDS.values(), strict=True):
-        own = sorted(family for family in families if kind(family) is rival)
-        for family, marker in zip(own, cycle(MARKERS), strict=False):
-            found[family] = {"color": colour, "ls": dash, "marker": marker}
-    return found
+def _drawn(families: Families, figure: str) -> list[tuple[str | None, list[tuple], dict]]:
+    """The lines of a panel: their names, None of single families, points and styles."""
+    found = []
+    for rival in RIVALS:
+        own, style = [rows for f, rows in families.items() if kind(f) is rival], KINDS[rival.name]
+        if len(own) > 1:
+            thin = {**SINGLE, "color": style["color"]}
+            found += [(None, envelope(rows, figure), thin) for rows in own]
+        found.append((rival.name, envelope(chain.from_iterable(own), figure), style))
+    for family, style in OURS_ON.items():
+        found.append((family, envelope(families.get(family, []), figure), style))
+    return [line for line in found if line[1]]
 
 
 def plot(grouped: dict[str, Families], figure: str, path: Path) -> None:
@@ -42,27 +54,32 @@ def plot(grouped: dict[str, Families], figure: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    styles = _styles({family for families in grouped.values() for family in families})
     rows = -(-len(grouped) // COLUMNS)
     sheet, axes = plt.subplots(
-        rows, COLUMNS, figsize=(5 * COLUMNS, 3.6 * rows), squeeze=False, layout="constrained"
+        rows, COLUMNS, figsize=(5 * COLUMNS, 3.8 * rows), squeeze=False, layout="constrained"
     )
+    sheet.get_layout_engine().set(h_pad=0.12)
     legend: dict = {}
     for axis in axes.flat[len(grouped) :]:
         axis.axis("off")
     for axis, (cell, families) in zip(axes.flat, grouped.items(), strict=False):
-        for family, style in {**styles, OURS: STANDING_OUT}.items():
-            if points := envelope(families.get(family, []), figure):
-                (legend[family],) = axis.plot(*zip(*points, strict=True), **{**MUTED, **style})
+        for name, points, style in _drawn(families, figure):
+            (line,) = axis.plot(*zip(*points, strict=True), **{"lw": 1.6, "ms": 4, **style})
+            if name is not None:
+                legend[name] = line
         for row in families.get(FLOOR, []):
             dash = FLOOR_DASHES.get(row["setting"], ":")
             legend[f"{FLOOR}: {row['setting']}"] = axis.axhline(
-                row[figure], color="#5b3f8c", lw=1, ls=dash, zorder=1
+                row[figure], color="#7b5fb0", lw=1, ls=dash, zorder=1
             )
-        axis.set(title=cell, xlim=(0.15, 0.9), ylim=(15, 62), xlabel="share of FLOPs")
+        axis.set(title=cell, xlim=(0.05, 1.02), ylim=(12, 62), xlabel="share of FLOPs")
         axis.grid(alpha=0.25)
     for axis in axes[:, 0]:
         axis.set_ylabel(LABELS[figure])
-    sheet.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    order = [*OURS_ON, *KINDS]
+    names = sorted(legend, key=lambda name: order.index(name) if name in order else len(order))
+    sheet.legend(
+        [legend[name] for name in names], names, title=KEY, loc="outside lower center", ncols=4
+    )  # fmt: skip
     sheet.savefig(path, dpi=100)
     plt.close(sheet)

@@ -36,6 +36,8 @@ def test_every_rival_is_measured(of):
     assert {family for rival in envelope.RIVALS for family in rival.families} <= found
     ours = {envelope.OURS, *(f"{envelope.OURS}, {name}" for name, _ in c.SITES.values())}
     assert {family for family in found if envelope.is_ours(family)} == ours
+    assert of("pareto_plot").OURS_ON.keys() == ours
+    assert list(of("pareto_plot").KINDS) == [rival.name for rival in envelope.RIVALS]
     assert {family for family in found if envelope.kind(family) is None} == {
         *ours,
         envelope.FULL,
