@@ -164,8 +164,9 @@ def lagged(rows: list[Row]) -> list[str]:
         "one batch. PSNR against the full run, mean / 5th percentile.",
     ]
     heads = ["cell", "tolerance", "evidence", "compute", "PSNR, dB", "reads"]
-    cells = [
-        [
+
+    def cells(row: Row) -> list:
+        return [
             row["cell"],
             row["tolerance"],
             "lagged" if row["lagged"] else "exact",
@@ -173,9 +174,9 @@ def lagged(rows: list[Row]) -> list[str]:
             f"{row['psnr']:.1f} / {row['psnr_p5']:.1f}",
             row["host_reads"],
         ]
-        for row in newest(rows, "cell", "tolerance", "lagged")
-    ]
-    return [*parts, table(heads, cells) if cells else UNMEASURED]
+
+    found = newest(rows, "cell", "tolerance", "lagged")
+    return [*parts, *(by_machine(heads, found, cells) or [UNMEASURED])]
 
 
 def memory(rows: list[Row]) -> list[str]:
