@@ -1,7 +1,8 @@
 """What deciding from evidence a step old costs: `adaptive` with and without `lagged=True`.
 
-On the tiny trained pipelines, 28 steps, the last 32 prompts of `tiny/prompts.json`. Compute is the
-share of row-steps; PSNR is against the full run, in float, capped at 60 dB a picture.
+On the tiny trained pipelines, 28 steps, the 32 tuning prompts of `tiny/prompts.json`, its last.
+Compute is the share of row-steps; PSNR is against the full run, in float, capped at 60 dB a
+picture.
 """
 
 from __future__ import annotations

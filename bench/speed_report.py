@@ -160,8 +160,8 @@ def lagged(rows: list[Row]) -> list[str]:
         "one read in the first step of each generation, static masks and lagged evidence included; "
         "a loop of one's own that makes a new timestep for each call has one a call. "
         "Conditioning that a pipeline rebuilds in each step is compared by value, a read a tensor.",
-        "`python bench/lagged.py`: `adaptive` on the tiny trained pipelines, held-out prompts in "
-        "one batch. PSNR against the full run, mean / 5th percentile.",
+        "`python bench/lagged.py`: `adaptive` on the tiny trained pipelines, the 32 tuning prompts "
+        "in one batch. PSNR against the full run, mean / 5th percentile.",
     ]
     heads = ["cell", "tolerance", "evidence", "compute", "PSNR, dB", "reads"]
 
