@@ -52,12 +52,18 @@ def newest() -> dict[str, dict[str, Any]]:
     return {row["class"]: row for row in rows()}
 
 
+WITHDRAWN = {("StableCascadeUNet", "UNet branch")}
+"""Of which older rows say "ok" though whole outputs were cached: the check could not tell."""
+
+
 def shrunk() -> list[str]:
-    """Where a newer result is worse than an older one."""
+    """Where a newer result is worse than an older one that is not withdrawn."""
     best: dict[tuple[str, str], str] = {}
     found = []
     for row in rows():
         for site, status in row["sites"].items():
+            if (row["class"], site) in WITHDRAWN:
+                continue
             before = best.get((row["class"], site), status)
             if RANKS[status] < RANKS[before]:
                 found.append(f"{row['class']}, {site}: {before} has become {status}")
