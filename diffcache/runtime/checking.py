@@ -50,8 +50,9 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     some of them, stop mixing. Where it comes to nothing finite nothing is entered, and only the
     run stops mixing.
     """
-    turn.expose_row()
+    decided = turn.expose_row()
     before = turn.lane.snapshot()
+    begun = None if decided is None else turn.lane.snapshot()
     output = why = None
     try:
         output = attachment.run(turn)
@@ -76,9 +77,14 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         return full
     if alike:
         checked[_signature(attachment, turn)] = None
+        report.note("rows are independent: one mixed step was computed twice to make sure")
+        if decided is not None:
+            # The row was exposed to be compared; later calls of the kind leave it as decided.
+            turn.lane.restore(begun)
+            turn.cover_row(*decided)
+            return attachment.run(turn)
         turn.lane.restore(after)
         turn.mask = mask
-        report.note("rows are independent: one mixed step was computed twice to make sure")
         return output
     why = (
         f"{why or 'the denoiser couples the rows of a batch'}, so all samples are computed together"

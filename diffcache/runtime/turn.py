@@ -14,6 +14,9 @@ from .recorder import recording
 from .rows import as_index, map_leaves, samples_to_rows
 from .run import Run
 
+Decided = tuple[list[bool], dict[str, list[bool]]]
+"""Who computes: the mask of the call, and that of each group."""
+
 
 class Turn:
     """What a site needs to serve one call: the call, who computes, and the lane's values.
@@ -136,11 +139,22 @@ class Turn:
         self.parts.append(next(decided, [True] * self.rows))
         return self.parts[-1]
 
-    def expose_row(self) -> None:
-        """Makes one row compute every group, so that a full run has what to be compared with."""
-        if self.groups and self.mixed and self.none:
-            self.mask = [True, *self.mask[1:]]
-            self.groups = {name: [True, *mask[1:]] for name, mask in self.groups.items()}
+    def expose_row(self) -> Decided | None:
+        """Makes one row compute every group, so that a full run has what to be compared with.
+
+        Returns what was decided, for `cover_row`; None where there is such a row.
+        """
+        if not (self.groups and self.mixed and self.none):
+            return None
+        decided = self.mask, self.groups
+        self.mask = [True, *self.mask[1:]]
+        self.groups = {name: [True, *mask[1:]] for name, mask in self.groups.items()}
+        return decided
+
+    def cover_row(self, mask: list[bool], groups: dict[str, list[bool]]) -> None:
+        """Takes back what `expose_row` made of what was decided, and of the books."""
+        self.mask, self.groups = mask, groups
+        self.parts = []
 
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
