@@ -129,6 +129,12 @@ def measured_at(rows: Iterable[Row], compute: float, figure: str) -> float | Non
     return max((row[figure] for row in _affordable(rows, compute)), default=None)
 
 
+def by_mean(rows: Iterable[Row], compute: float, figure: str) -> float | None:
+    """As `measured_at`, both figures of the setting that is best by mean."""
+    row = chosen(rows, compute)
+    return None if row is None else row[figure]
+
+
 def chosen(rows: Iterable[Row], compute: float) -> Row | None:
     """The setting of the best mean PSNR at no more than a share of compute."""
     return max(_affordable(rows, compute), key=lambda row: row["psnr"], default=None)

@@ -8,6 +8,7 @@ from envelope import (
     RIVALS,
     Families,
     at,
+    by_mean,
     floor,
     holds,
     judged,
@@ -46,17 +47,18 @@ def table(grouped: dict[str, Families]) -> str:
 def count(grouped: dict[str, Families]) -> str:
     """In how many rows of the table it holds, and in which it would not with none interpolated."""
     rows = judged(grouped)
-    found, alone = (
-        {row: holds(grouped[row[0]], row[1], read) for row in rows} for read in (at, measured_at)
+    found, alone, paired = (
+        {row: holds(grouped[row[0]], row[1], read) for row in rows}
+        for read in (at, measured_at, by_mean)
     )
     fewer = [row for row in rows if found[row] and alone[row] is False]
     more = [row for row in rows if alone[row] and found[row] is False]
     text = (
         f"It holds in {_held(found)} of {len(rows)} rows. With nothing interpolated, each figure "
         "that of a family's best setting at no more than the share, ours and rivals' alike, it "
-        f"would hold in {_held(alone)}."
+        f"would hold in {_held(alone)}, and with both of its best by mean in {_held(paired)}."
     )
-    text += f" Then {_listed(fewer)} would fail too." if fewer else ""
+    text += f" With none interpolated, {_listed(fewer)} would fail too." if fewer else ""
     return text + (f" Of those that fail, {_listed(more)} would hold." if more else "")
 
 

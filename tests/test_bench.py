@@ -165,12 +165,23 @@ def test_rows_that_hold_are_counted_with_and_without_interpolation(of, grouped):
     assert envelope.measured_at(ours, 0.4, "psnr") == envelope.measured_at(ours, 0.296, "psnr")
     assert envelope.measured_at(ours, 0.4, "psnr") == 41
     assert envelope.measured_at(ours, 0.25, "psnr") is None
+    apart = [
+        {"compute": 0.3, "psnr": 40, "psnr_p5": 30},
+        {"compute": 0.4, "psnr": 41, "psnr_p5": 29},
+    ]
+    assert envelope.measured_at(apart, 0.4, "psnr_p5") == 30
+    assert envelope.by_mean(apart, 0.4, "psnr_p5") == 29 and not envelope.by_mean(
+        apart, 0.1, "psnr"
+    )
     count = of("verdicts").count
     assert count(grouped).startswith("It holds in 2 of 4 rows.")
-    assert count(grouped).endswith("it would hold in 2.")
+    assert count(grouped).endswith("it would hold in 2, and with both of its best by mean in 2.")
     # Ours is 42 dB at .35 by interpolation, and was measured there with 41.
     families["fewer steps"].append(_row("fewer steps", 17, 0.35, 35.5, 20))
-    assert count(grouped).endswith("hold in 1. Then unet-ddim-50 at 0.35 would fail too.")
+    text = (
+        "hold in 1, and with both of its best by mean in 1. With none interpolated, unet-ddim-50 "
+    )
+    assert count(grouped).endswith(text + "at 0.35 would fail too.")
     families["fewer steps"][-1]["psnr"] = 20
     families["interval"].append(_row("interval", 2, 0.51, 54, 54))
     families["adaptive"].append(_row("adaptive", 0.05, 0.44, 47, 40))
