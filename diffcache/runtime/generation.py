@@ -213,7 +213,8 @@ class Generation:
         if run.samples is None:
             if not run.timetable.opens(timestep_of(arguments)):
                 return self._give_up(
-                    "the denoiser is called at another timestep, and no scheduler step was observed"
+                    "the denoiser is called at another timestep, and no scheduler step was "
+                    "observed, as where a pipeline steps copies of its scheduler"
                 )
             run.uniform = self.checked.why_coupled is not None
         elif run.index:
