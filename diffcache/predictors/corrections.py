@@ -115,6 +115,12 @@ def followed(guided: Sequence[torch.Tensor], branches: Sequence[torch.Tensor]) -
     Returns:
         `[samples]` fp32.
     """
+    # Autocast would take the products in a precision that no solver knows.
+    with torch.autocast(guided[0].device.type, enabled=False):
+        return _followed(guided, branches)
+
+
+def _followed(guided: Sequence[torch.Tensor], branches: Sequence[torch.Tensor]) -> torch.Tensor:
     newest, first = guided[0].float(), branches[0].float()
     products = first @ first.mT
     # Branches are nearly alike, and where they are the same any weights will do.

@@ -125,8 +125,10 @@ def test_values_of_one_guidance_scale_are_followed_sample_by_sample(dtype):
     scales = torch.tensor([[7.0, 7.0, 7.0], [7.0, 1.5, 1.5], [1.5, 1.5, 7.0], [7.0, 7.0, 7.0]])
     values = [guided(each, scale[:, None]) for each, scale in zip(branches, scales.T, strict=True)]
     values[1][3, 0] = float("nan")
-    found = followed([v.to(dtype) for v in values], [b.to(dtype) for b in branches])
-    assert found.tolist() == [1.0, 0.0, 0.0, 0.0]
+    values, branches = [v.to(dtype) for v in values], [b.to(dtype) for b in branches]
+    assert followed(values, branches).tolist() == [1.0, 0.0, 0.0, 0.0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert followed(values, branches).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_a_branch_alone_and_branches_that_are_the_same_are_followed():
