@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from weakref import ref
@@ -44,6 +45,7 @@ class ModelWrapping:
         self._scheduler = ref(scheduler)
         self._loop = clock.Loop()
         self._passed = 0
+        self._request: Callable[[], Request | None] = lambda: None
 
     def put_on(self, module: nn.Module) -> None:
         """Gates `module` and observes the scheduler."""
@@ -92,7 +94,8 @@ class ModelWrapping:
         except RuntimeError:
             return None
         waited = waits.count - before
-        if timestep is not None and self._loop.begins_again(timestep):
+        again = timestep is not None and self._loop.begins_again(timestep)
+        if again or (generation is not None and self._asked_anew(generation)):
             self._end()
             generation = None
         if generation is None:
@@ -101,6 +104,11 @@ class ModelWrapping:
             generation.timesteps_set(scheduler, base_of(scheduler).__name__)
         generation.report.host_reads += waited
         return generation
+
+    def _asked_anew(self, generation: Generation) -> bool:
+        """Whether the loop begins in another request than its timetable was set in."""
+        begun = generation.report.calls or generation.steps_seen or self._passed
+        return not begun and requests.get() is not self._request()
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a generation; the scheduler has a new timetable."""
@@ -162,6 +170,7 @@ class ModelWrapping:
             put_on(scope, generation, generation.method, {"": module})
         except Exception as error:
             generation.survive(error)
+        self._request = (lambda: None) if request is None else ref(request)
         if request is not None:
             begun = ref(generation)
             request.began(lambda: self._end() if self._generation is begun() else None)
@@ -178,5 +187,6 @@ class ModelWrapping:
         self.report = generation.finish()
         generation.handlers.clear()
         generation.fall_back = generation.told = None
-        if request is not None:
+        # A timetable may be set in one request, and the loop begin in another.
+        if request is not None and (self.report.calls or self.report.steps):
             request.finished(self.report)

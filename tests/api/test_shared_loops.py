@@ -164,6 +164,21 @@ def test_a_request_has_the_loops_that_began_in_it(unet, models):
     assert len(request.reports) == 2 and diffcache.report(model).steps == STEPS
 
 
+@torch.no_grad()
+def test_a_timetable_may_be_set_before_the_request_opens(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, "interval", scheduler=scheduler, every=4)
+    latents = torch.ones(1, 4, 8, 8)
+    with diffcache.request(every=3) as outer:
+        scheduler.set_timesteps(STEPS)
+        with diffcache.request(every=2) as request:
+            for t in scheduler.timesteps:
+                latents = scheduler.step(model(latents, t, TEXTS), t, latents).prev_sample
+    assert outer.reports == []
+    assert [report.steps for report in request.reports] == [STEPS]
+    assert request.report.timeline().startswith("███·█·█·█")
+
+
 def test_a_request_inside_of_a_loop_leaves_it_open(unet, models):
     scheduler, (model, _) = unet.scheduler, models
     diffcache.wrap(model, mask=MASK, scheduler=scheduler)
