@@ -105,17 +105,20 @@ class Corrections:
         samples = len(values[0])
         found = []
         for value, *slots in zip(values, *(branch.slots for branch in branches), strict=False):
-            leaves = (
+            leaves = [
                 slot[_predicting(branch, value)].to(value.device)
                 for slot, branch in zip(slots, branches, strict=True)
-            )
-            # Some predictions are a part of the leaf, without a learned variance or the condition.
-            parts = [leaf[(..., *map(slice, value.shape[1:]))] for leaf in leaves]
-            if any(part.shape[1:] != value.shape[1:] for part in parts):
+            ]
+            if not all(_has_room(leaf, value) for leaf in leaves):
                 return None
-            rows = torch.cat([part.reshape(-1, samples, value[0].numel()) for part in parts])
-            found.append(rows.transpose(0, 1))
-        return followed([value.flatten(1) for value in values[: len(found)]], found)
+            places = zip(*(_places(leaf, value) for leaf in leaves), strict=True)
+            shape = (-1, samples, value[0].numel())
+            found.append(
+                [torch.cat([part.reshape(shape) for part in at]).transpose(0, 1) for at in places]
+            )
+        flat = [value.flatten(1) for value in values[: len(found)]]
+        tried = [followed(flat, parts) for parts in zip(*found, strict=True)]
+        return torch.stack(tried).amax(0)
 
     def _last(self, stage: Stage, off: Tensor, found: Sequence[Correction | None]) -> Tensor:
         """What samples were corrected by before, `off` taking its place for those it corrects."""
@@ -146,6 +149,25 @@ def _predicting(branch: History, prediction: Tensor) -> int:
     shapes = [leaf.shape[1:] for leaf in branch.slots[0]]
     # Some predictions are a part of the leaf, without a learned variance.
     return shapes.index(prediction.shape[1:]) if prediction.shape[1:] in shapes else 0
+
+
+def _has_room(leaf: Tensor, value: Tensor) -> bool:
+    """Whether `value` may be a part of the leaf, row by row."""
+    sizes = zip(leaf.shape[1:], value.shape[1:], strict=False)
+    return leaf.ndim == value.ndim and all(whole >= part for whole, part in sizes)
+
+
+def _places(leaf: Tensor, value: Tensor) -> list[Tensor]:
+    """Parts of the leaf that are of the size of `value`, which may be any of them."""
+    if leaf.shape[1:] == value.shape[1:]:
+        return [leaf]
+    # A learned variance and most conditions come last, an image that a video begins with first.
+    leading = [slice(size) for size in value.shape[1:]]
+    trailing = [
+        slice(whole - size, None)
+        for whole, size in zip(leaf.shape[1:], value.shape[1:], strict=True)
+    ]
+    return [leaf[(slice(None), *cut)] for cut in (leading, trailing)]
 
 
 def _padded(weights: Sequence[float], count: int) -> list[float]:
