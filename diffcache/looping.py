@@ -108,7 +108,9 @@ class ModelWrapping:
     def _asked_anew(self, generation: Generation) -> bool:
         """Whether the loop begins in another request than its timetable was set in."""
         begun = generation.report.calls or generation.steps_seen or self._passed
-        return not begun and requests.get() is not self._request()
+        # A thread that calls the model alone knows of no request.
+        asked = requests.get()
+        return not begun and asked is not None and asked is not self._request()
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a generation; the scheduler has a new timetable."""
@@ -173,7 +175,7 @@ class ModelWrapping:
         self._request = (lambda: None) if request is None else ref(request)
         if request is not None:
             begun = ref(generation)
-            request.began(lambda: self._end() if self._generation is begun() else None)
+            request.began(self, lambda: self._end() if self._generation is begun() else None)
         return generation
 
     def _end(self) -> None:
@@ -184,9 +186,14 @@ class ModelWrapping:
         scope.close()
 
     def _finish(self, generation: Generation, request: Request | None) -> None:
-        self.report = generation.finish()
+        report = generation.finish()
         generation.handlers.clear()
         generation.fall_back = generation.told = None
-        # A timetable may be set in one request, and the loop begin in another.
-        if request is not None and (self.report.calls or self.report.steps):
-            request.finished(self.report)
+        if request is not None:
+            request.ended(self)
+        # A timetable may be set without a loop, or in one request and the loop begin in another.
+        run = report.calls or report.steps
+        if run or self.report is None:
+            self.report = report
+        if run and request is not None:
+            request.finished(report)

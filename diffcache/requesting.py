@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,7 +43,7 @@ class Request:
         self.outer = outer
         self.keep_prefix = keep_prefix
         self.reports: list[Report] = []
-        self._loops: list[Callable[[], None]] = []
+        self._loops: dict[Any, Callable[[], None]] = {}
         self._drafts: dict[int, Draft] = {}
 
     @property
@@ -64,14 +64,20 @@ class Request:
             method = self.outer.configured(method)
         return method.configured(**self.options)
 
-    def began(self, end: Callable[[], None]) -> None:
-        """Takes in that a loop's generation has begun, which `end` ends, if nothing did before."""
-        self._loops.append(end)
+    def began(self, loop: Any, end: Callable[[], None]) -> None:
+        """Takes in that a generation of `loop` has begun, which `end` ends, if nothing did."""
+        self._loops[loop] = end
+
+    def ended(self, loop: Any) -> None:
+        """Takes in that no generation of `loop` is open any more."""
+        self._loops.pop(loop, None)
 
     def close(self) -> None:
         """Ends the generations of loops that stopped before their last step."""
-        while self._loops:
-            self._loops.pop()()
+        with ExitStack() as ends:
+            for end in self._loops.values():
+                ends.callback(end)
+            self._loops = {}
 
     def finished(self, report: Report, draft: Draft | None = None) -> None:
         """Takes in a generation's account and, where it was kept, its draft."""

@@ -40,7 +40,7 @@ def unchecked(attachment: Any, turn: Turn, checked: Checked) -> bool:
     """Whether a call of several rows may be mixed, and no mixed one of its kind is in `checked`."""
     # A draft that some rows reject becomes a mixed step.
     settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
-    return not (settled or _signature(attachment, turn) in checked)
+    return not settled and not all(kind in checked for kind in _kinds(attachment, turn))
 
 
 def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> Any:
@@ -51,6 +51,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     run stops mixing.
     """
     decided = turn.expose_row()
+    kinds = _kinds(attachment, turn)
     before = turn.lane.snapshot()
     begun = None if decided is None else turn.lane.snapshot()
     output = why = None
@@ -76,7 +77,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         )
         return full
     if alike:
-        checked[_signature(attachment, turn)] = None
+        checked.update(dict.fromkeys(kinds))
         report.note("rows are independent: one mixed step was computed twice to make sure")
         if decided is not None:
             # The row was exposed to be compared; later calls of the kind leave it as decided.
@@ -89,15 +90,19 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     why = (
         f"{why or 'the denoiser couples the rows of a batch'}, so all samples are computed together"
     )
-    checked[_signature(attachment, turn)] = why
+    checked.update(dict.fromkeys(kinds, why))
     turn.run.couple_samples()
     report.note(why)
     return full
 
 
-def _signature(attachment: Any, turn: Turn) -> Hashable:
+def _kinds(attachment: Any, turn: Turn) -> list[Hashable]:
+    """Of what kinds a call is, each to be checked: one, or one for each sort of mixed modules."""
     shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
-    return (attachment.key, turn.rows, shapes)
+    mixed = (path for path, mask in turn.groups.items() if any(mask) and not all(mask))
+    # Blocks are alike, and what couples rows is a sort of attention in all of them.
+    sorts = {path.rpartition(".")[2] for path in mixed} or {None}
+    return [(attachment.key, turn.rows, shapes, sort) for sort in sorts]
 
 
 def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool | None:

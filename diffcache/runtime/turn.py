@@ -126,7 +126,7 @@ class Turn:
     def compute_all(self) -> None:
         """Makes every row compute."""
         self.mask = [True] * self.rows
-        self.groups = {}
+        self.groups, self.parts = {}, []
 
     def mask_of(self, *groups: str) -> list[bool]:
         """One bool a row for a module of these `groups`, once a call, as the books count it.

@@ -110,7 +110,7 @@ def _is_block(module: nn.Module) -> bool:
 
 def is_called(module: nn.Module) -> bool:
     """Whether the module is more than a container, of which only the parts can be called."""
-    return type(module).forward is not nn.Module.forward
+    return type(plain_module(module)).forward is not nn.Module.forward
 
 
 def is_unet(denoiser: nn.Module) -> bool:
@@ -135,9 +135,12 @@ def glance(denoiser: nn.Module) -> Callable[[], Hashable]:
 
     Who switches those of a denoiser switches all mostly, so that one layer of each kind tells.
     """
-    layers = [module for module in plain_module(denoiser).modules() if _adapted(module)]
-    told = {"scaling" in vars(layer): layer for layer in layers}.values()
-    return lambda: tuple(map(_adapted, told))
+    plain = plain_module(denoiser)
+    layers = [layer for layer in plain.modules() if vars(layer).keys() & {"processor", "scaling"}]
+    told = [*{"scaling" in vars(layer): layer for layer in layers}.values()]
+    # FreeU is of the way up, where it may come in later.
+    told += plain.up_blocks[:1] if is_unet(plain) else ()
+    return lambda: (*getattr(plain, "peft_config", ()), *map(_adapted, told))
 
 
 def _adapted(module: nn.Module) -> tuple:

@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -177,6 +178,43 @@ def test_a_timetable_may_be_set_before_the_request_opens(unet, models):
     assert outer.reports == []
     assert [report.steps for report in request.reports] == [STEPS]
     assert request.report.timeline().startswith("███·█·█·█")
+
+
+def test_a_thread_that_calls_the_model_belongs_to_the_loop_s_request(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, "interval", scheduler=scheduler, every=4)
+    with ThreadPoolExecutor(1) as threads, diffcache.request(every=2) as request:
+        latents = torch.ones(1, 4, 8, 8)
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.timesteps:
+            found = threads.submit(torch.no_grad()(model), latents, t, TEXTS).result()
+            latents = scheduler.step(found, t, latents).prev_sample
+    assert [report.steps for report in request.reports] == [STEPS]
+    assert request.report.timeline().startswith("███·█·█·█")
+
+
+def test_a_timetable_without_a_loop_leaves_the_report(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, scheduler=scheduler)
+    run(scheduler, model)
+    for _ in range(2):
+        scheduler.set_timesteps(STEPS)
+    assert diffcache.report(model).steps == STEPS
+    with diffcache.request() as request:
+        scheduler.set_timesteps(STEPS)
+    assert diffcache.report(model).steps == STEPS and request.reports == []
+
+
+def test_a_request_holds_no_loop_that_has_ended(unet):
+    scheduler, model = copy.deepcopy(unet.scheduler), Counted(unet.unet)
+    diffcache.wrap(model, scheduler=scheduler)
+    with diffcache.request() as request:
+        run(scheduler, model)
+        reference = weakref.ref(model)
+        del model
+        gc.collect()
+        assert reference() is None
+    assert len(request.reports) == 1
 
 
 def test_a_request_inside_of_a_loop_leaves_it_open(unet, models):

@@ -124,9 +124,32 @@ def process_otherwise(pipe: Any) -> None:
     pipe.unet.set_attn_processor(AttnProcessor())
 
 
-@pytest.mark.parametrize("change", [swap, rescale, disable, process_otherwise])
+def add_another(pipe: Any) -> None:
+    add(pipe, "late", 3)
+
+
+def free(pipe: Any) -> None:
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+
+
+def free_otherwise(pipe: Any) -> None:
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
+
+
+@pytest.mark.parametrize("change", [add_another, free])
+def test_what_comes_in_amid_a_loop_of_a_plain_denoiser_is_noticed(make, change):
+    noticed(make("unet"), change)
+
+
+@pytest.mark.parametrize("change", [swap, rescale, disable, process_otherwise, free_otherwise])
 def test_a_switch_amid_a_loop_by_hand_is_noticed(make, change):
     pipe = adapted(make, "unet")
+    free(pipe)
+    noticed(pipe, change)
+
+
+def noticed(pipe: Any, change: Callable[[Any], None]) -> None:
+    """Asserts that a loop by hand computes the steps after a change amid it."""
     diffcache.wrap(pipe.unet, "interval", scheduler=pipe.scheduler, every=8)
     pipe.scheduler.set_timesteps(10)
     latents, texts = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 32)

@@ -7,9 +7,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import diffcache
-from diffcache.policies import ByRole, Interval, ModuleThreshold
+from diffcache import Guards, Method
+from diffcache.policies import ByRole, Interval, Mask, ModuleThreshold
+from diffcache.predictors import Reuse
 from diffcache.runtime.history import Anchor
 from diffcache.runtime.lanes import Lane
+from diffcache.sites import Modules
 from diffcache.sites.modules import modules_of
 
 STEPS = 12
@@ -182,3 +185,20 @@ def test_families_skip_modules_and_stay_finite(denoiser):
             latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
     assert latents.isfinite().all()
     assert 0.5 < diffcache.report(model).compute_fraction < 1
+
+
+def test_a_check_of_some_modules_says_nothing_of_others(unet, generate):
+    """Cross-attention takes rows apart, self-attention that sees other frames does not."""
+    whole = [[True, True, True]]
+    once = [[True, False, False]]
+    cross = Mask([*whole * 3, *once, *whole * (STEPS - 4)])
+    own = Mask([*whole * 7, *once, *whole * 2, *once, *whole * (STEPS - 11)])
+    for path, module in modules_of(unet.unet).items():
+        if path.endswith("attn1"):
+            module.register_forward_hook(lambda _, args, found: found + found.mean(0))
+    policy = ByRole({"cross": cross, "self": own})
+    guards = Guards(protect=(2, 0), max_consecutive_skips=None, few_steps=0)
+    diffcache.wrap(unet, Method(site=Modules(), policy=policy, predictor=Reuse(), guards=guards))
+    generate(unet, [0, 1, 2], STEPS)
+    notes = diffcache.report(unet).notes
+    assert ["couples the rows" in note for note in notes] == [False, True]

@@ -31,6 +31,13 @@ def test_a_depth_that_a_unet_lacks_is_refused(unet):
         UNetBranch(0, 0)
 
 
+def test_levels_that_are_compiled_one_by_one_are_taken(unet):
+    # Nothing is compiled before a first call.
+    for level, block in enumerate(unet.unet.up_blocks):
+        unet.unet.up_blocks[level] = torch.compile(block, backend="eager")
+    diffcache.unwrap(diffcache.wrap(unet, "deepcache"))
+
+
 def test_levels_that_are_lists_of_layers_are_refused(bench):
     unet = bench("denoisers").build("StableCascadeUNet")
     with pytest.raises(ValueError, match=r"layers of its levels one by one.*'adaptive'"):
