@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
-from math import exp, floor, log
+from math import exp, floor, inf, log
 from statistics import median
 from typing import Any
 
@@ -31,6 +32,9 @@ _LAST = 3.0
 
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
+
+# σ/α from which on the steps that follow take an error back. docs/design.md has what less gives.
+_FORGOTTEN = 15.0
 
 # A timetable that reaches no further counts no timesteps: it is in σ, or a function of it.
 _LEAST_COUNT = 10
@@ -104,9 +108,13 @@ def coordinates(levels: list[float], flow: bool) -> list[float]:
     drowns the signal, predictions hardly change: beyond `_DROWNED` the root goes over into its
     logarithm, and what lies there has negative coordinates.
     """
-    roots = [_root(level / max(1 - level, 1e-3) if flow else level) for level in levels]
+    roots = [_root(_over_signal(level, flow)) for level in levels]
     unit = min(max(roots, default=0.0), _root(_DROWNED)) or 1.0
     return [1 - root / unit for root in roots]
+
+
+def _over_signal(level: float, flow: bool) -> float:
+    return level / max(1 - level, 1e-3) if flow else level
 
 
 def _root(ratio: float) -> float:
@@ -120,14 +128,32 @@ def ends_clean(scheduler: Any) -> bool:
     return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) == 1.0
 
 
-def weights(levels: list[float], flow: bool, clean: bool = True) -> list[float]:
+def reach(scheduler: Any, times: list[float], levels: list[float]) -> list[float]:
+    """How far a unit prediction moves x/α, at each of these `noise` levels, for a unit of it.
+
+    What networks predict that are told σ itself is scaled (Karras et al., arXiv 2206.00364): it is
+    about the clean sample where there is much noise, and moves the less of it. The others count
+    as if noise were predicted; docs/design.md has why.
+    """
+    config = getattr(scheduler, "config", {})
+    if (width := config.get("sigma_data")) is None:
+        told_noise = max(times, default=inf) <= _LEAST_COUNT
+        width = 1.0 if told_noise and config.get("prediction_type") == "v_prediction" else inf
+    return [(1 + (level / width) ** 2) ** -0.5 for level in levels]
+
+
+def weights(
+    levels: list[float], flow: bool, clean: bool = True, reached: Sequence[float] | None = None
+) -> list[float]:
     """How far each step moves x/α for a unit prediction, over the median of all steps.
 
     In units of the clean sample an early error weighs what it does at the end: it is
-    |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others. The median,
-    because the first step of a schedule that begins in pure noise is as long as one cares to clamp
-    it. The last step weighs `_LAST` times what it moves, and no less than the median where it gives
-    the `clean` sample itself, whose error does not vanish with the noise that is left.
+    |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others, times what is
+    `reached` by a unit prediction. Where σ/α is above `_FORGOTTEN`, less in proportion: what the
+    sample is then off by is noise to what follows. The median, because the first step of a schedule
+    that begins in pure noise is as long as one cares to clamp it. The last step weighs `_LAST`
+    times what it moves, and no less than the median where it gives the `clean` sample itself, whose
+    error does not vanish with the noise that is left.
     """
     ends = [*levels, 0.0]
     scales = [max(1 - level, _LEAST_SIGNAL) if flow else 1.0 for level in ends]
@@ -135,10 +161,13 @@ def weights(levels: list[float], flow: bool, clean: bool = True) -> list[float]:
     for i, start in enumerate(levels):
         # Samplers with two evaluations a step list a timestep twice; the move is to the next one.
         end = next((j for j in range(i + 1, len(ends)) if ends[j] != start), -1)
-        moved.append(abs(ends[end] - start) / scales[end])
+        moved.append(abs(ends[end] - start) / scales[end] * (reached[i] if reached else 1.0))
     middle = median(moved) if moved else 0.0
     moved[-1:] = [max(_LAST * move, middle if clean else 0.0) for move in moved[-1:]]
-    return [move / middle for move in moved] if middle > 0 else [1.0] * len(moved)
+    if middle <= 0:
+        return [1.0] * len(moved)
+    kept = [_FORGOTTEN / max(_over_signal(level, flow), _FORGOTTEN) for level in levels]
+    return [move / middle * part for move, part in zip(moved, kept, strict=True)]
 
 
 # Whose step adds a multiple of the prediction to the sample and keeps nothing of earlier ones, and

@@ -20,6 +20,7 @@ from .schedulers import (
     is_flow,
     noise,
     out_of_1000,
+    reach,
     timesteps_of,
     weights,
 )
@@ -48,7 +49,8 @@ class Timetable:
         self._address = _address(self._source, len(self.timesteps))
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
         self.coordinates = coordinates(levels, flow)
-        self.weights = weights(levels, flow, ends_clean(scheduler))
+        reached = reach(scheduler, self.timesteps, levels)
+        self.weights = weights(levels, flow, ends_clean(scheduler), reached)
         self.course = course(scheduler, self.coordinates, levels, flow)
         self.begin = 0
         self.opening: Tensor | float | None = None

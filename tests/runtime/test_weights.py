@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from diffusers import (
     DDIMScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -18,6 +19,7 @@ from diffcache.runtime.schedulers import (
     ends_clean,
     is_flow,
     noise,
+    reach,
     timesteps_of,
     weights,
 )
@@ -25,13 +27,18 @@ from diffcache.runtime.schedulers import (
 
 def of(scheduler: Any, steps: int = 20) -> list[float]:
     scheduler.set_timesteps(steps)
-    levels = noise(scheduler, timesteps_of(scheduler))
-    return weights(levels, is_flow(scheduler), ends_clean(scheduler))
+    times = timesteps_of(scheduler)
+    levels = noise(scheduler, times)
+    reached = reach(scheduler, times, levels)
+    return weights(levels, is_flow(scheduler), ends_clean(scheduler), reached)
 
 
-def relative(moves: list[float]) -> list[float]:
+def relative(moves: list[float], ratios: list[float]) -> list[float]:
+    """What moves at these σ/α weigh; above 15 an error is taken back in proportion."""
     *others, last = moves
-    return [move / median(moves) for move in (*others, max(3 * last, median(moves)))]
+    moves = [*others, max(3 * last, median(moves))]
+    middle = median([*others, last])
+    return [move / middle * min(1, 15 / ratio) for move, ratio in zip(moves, ratios, strict=True)]
 
 
 def test_variance_preserving_steps_weigh_by_noise_over_signal():
@@ -40,21 +47,41 @@ def test_variance_preserving_steps_weigh_by_noise_over_signal():
     kept = scheduler.alphas_cumprod.double()[scheduler.timesteps]
     noise = [*((1 - kept) / kept).sqrt().tolist(), 0.0]
     moves = [a - b for a, b in pairwise(noise)]
-    assert found == pytest.approx(relative(moves), rel=1e-4)
+    assert found == pytest.approx(relative(moves, noise[:-1]), rel=1e-4)
 
 
 def test_euler_weighs_by_its_sigmas():
     found = of(scheduler := EulerDiscreteScheduler(use_karras_sigmas=True))
     sigmas = scheduler.sigmas.double().tolist()
     moves = [a - b for a, b in pairwise(sigmas)]
-    assert found == pytest.approx(relative(moves), rel=1e-4)
+    assert sigmas[0] > 100
+    assert found == pytest.approx(relative(moves, sigmas[:-1]), rel=1e-4)
+
+
+def test_what_a_scaled_prediction_moves_is_weighed_where_the_network_is_told_noise():
+    """By Karras et al. (arXiv 2206.00364), what is predicted is multiplied by c_out."""
+    karras = {"use_karras_sigmas": True, "sigma_max": 80.0, "sigma_min": 0.002}
+    kinds = {
+        0.5: EDMEulerScheduler(),
+        1.0: EulerDiscreteScheduler(
+            **karras, timestep_type="continuous", prediction_type="v_prediction"
+        ),
+        # Trained on counted timesteps, it weighs as if it predicted noise.
+        math.inf: EulerDiscreteScheduler(prediction_type="v_prediction"),
+    }
+    for width, scheduler in kinds.items():
+        found = of(scheduler)
+        sigmas = scheduler.sigmas.double().tolist()
+        moves = [(a - b) / math.hypot(1, a / width) for a, b in pairwise(sigmas)]
+        assert found == pytest.approx(relative(moves, sigmas[:-1]), rel=1e-4)
 
 
 def test_flow_steps_weigh_by_their_length_over_the_signal_after_them():
     found = of(scheduler := FlowMatchEulerDiscreteScheduler(shift=3.0))
     sigmas = scheduler.sigmas.double().tolist()
     moves = [(a - b) / (1 - b) for a, b in pairwise(sigmas)]
-    assert found == pytest.approx(relative(moves), rel=1e-4)
+    ratios = [sigma / max(1 - sigma, 1e-3) for sigma in sigmas[:-1]]
+    assert found == pytest.approx(relative(moves, ratios), rel=1e-4)
 
 
 def test_a_last_step_that_leaves_noise_weighs_what_it_moves():
@@ -69,7 +96,7 @@ def test_a_schedule_that_begins_in_pure_noise_leaves_the_others_their_weight():
     found = of(scheduler)
     assert all(map(math.isfinite, found))
     assert median(found[:-1]) == pytest.approx(1.0, abs=0.2)
-    assert found[0] > 10 * found[5]
+    assert found[0] < 3 * found[5]
 
 
 def test_both_evaluations_of_a_step_weigh_alike():
