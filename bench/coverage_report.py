@@ -74,7 +74,7 @@ def shrunk() -> list[str]:
 def document() -> str:
     """The text of `docs/coverage.md`."""
     results = newest()
-    last = next(reversed(results.values()))
+    last = max(results.values(), key=lambda row: row["date"])
     footnotes: dict[str, int] = {}
     parts = ["# Coverage", _ABOUT, _machine(last), _totals(results)]
     for kind, members in _kinds(results).items():

@@ -211,9 +211,11 @@ def request(*, keep_prefix: bool = False, **options: Any) -> Iterator[Request]:
     asked = [*registry().values(), *own, *_disabled.values()]
     known = {name for method in asked for name in method.options()}
     if unknown := [name for name in options if name not in known]:
+        parts = {"site", "policy", "predictor", "guards"}
         raise ValueError(
             f"no method has an option {', '.join(map(repr, unknown))}; "
-            f"known options: {', '.join(sorted(known))}" + meant(unknown, known)
+            f"known options: {', '.join(sorted(known))}; site, policy, predictor and guards are "
+            "for diffcache.wrap" + meant(set(unknown) - parts, {*known, "keep_prefix"})
         )
     opened = Request(options, keep_prefix, requests.get())
     token = requests.set(opened)

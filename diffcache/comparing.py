@@ -13,6 +13,7 @@ from .measuring import PLAIN, TOO_FAST, Contender, Measuring, too_fast
 from .methods import Method, find
 from .options import is_number
 from .requesting import unrequested
+from .sites import Output
 from .trial import Trial
 
 LADDERED = "adaptive"
@@ -105,6 +106,10 @@ def _compared(
         row = measuring.method(contender)
         if row is None:
             continue
+        if not _is_whole(contender):
+            measuring.notes.append(
+                f"{contender.label}: skipped steps compute a part, which row-steps leave out"
+            )
         if contender.method == LADDERED and not contender.options:
             laddered = measuring.rows.index(row)
         measuring.baselines(row)
@@ -128,6 +133,12 @@ def _compared(
         notes.append(f"left out, as {minutes:g} minutes were over: {labels}")
     rows, setting = measuring.rows, trial.setting()
     return Comparison(rows, trial.names, trial.seeds, setting, notes, floor, recommended, not odd)
+
+
+def _is_whole(contender: Contender) -> bool:
+    """Whether the method skips whole calls of the denoiser."""
+    site = {name: value for name, value in contender.options.items() if name == "site"}
+    return isinstance(find(contender.method).configured(**site).site, Output)
 
 
 def _contenders(methods: Any) -> list[Contender]:

@@ -7,6 +7,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
+# How alike names are of which one is taken for the other misspelt, from 0 to 1.
+_LIKE = 0.7
+
 
 def is_number(value: object) -> bool:
     """Whether `value` is a number, of numpy too, which a switch is not."""
@@ -36,8 +39,8 @@ def frozen(value: Any) -> Any:
 
 def meant(unknown: Iterable[str], known: Collection[str]) -> str:
     """What an error ends in: the `known` names that are spelt like `unknown` ones, if any are."""
-    near = [match for name in unknown for match in get_close_matches(name, known, 1)]
-    return f"; did you mean {' and '.join(map(repr, near))}?" if near else ""
+    near = [match for name in unknown for match in get_close_matches(name, known, 1, _LIKE)]
+    return f"; did you mean {' and '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
 
 
 def check_switch(name: str, value: object) -> None:

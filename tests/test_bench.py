@@ -159,6 +159,14 @@ def test_margins_hold_over_the_rival_or_above_the_noise_floor(of, grouped):
     assert not envelope.margin(families, fewer, 0.25, "psnr").holds
 
 
+def test_what_is_less_true_or_not_measured_does_not_hold(of, grouped):
+    holds, families = of("envelope").holds, grouped["unet-ddim-50"]
+    assert [holds(f, 0.65) for f in (families, families | {"fewer steps": []})] == [True, None]
+    for name, values in {"match_change_ci": [-0.2, -0.1], "frechet_change_ci": [0.1, 0.2]}.items():
+        ours = [{**row, name: values} for row in families["adaptive"]]
+        assert holds(families | {"adaptive": ours}, 0.65) is False
+
+
 def test_rows_that_hold_are_counted_with_and_without_interpolation(of, grouped):
     envelope, families = of("envelope"), grouped["unet-ddim-50"]
     ours = families["adaptive"]

@@ -168,9 +168,10 @@ class Method:
         parts: dict[str, Any] = {name: getattr(self, name) for name in _PARTS}
         unknown = [name for name in options if name not in self.options()]
         if unknown:
+            known = {*self.options(), *_PARTS, "mask", "calibration", "scheduler"}
             raise ValueError(
                 f"{self.name!r} has no option {', '.join(map(repr, unknown))}; "
-                f"it takes {', '.join(sorted(self.options()))}" + meant(unknown, self.options())
+                f"it takes {', '.join(sorted(self.options()))}" + meant(unknown, known)
             )
         for name, part in parts.items():
             own = {
@@ -196,8 +197,14 @@ def _part(name: str, value: Any) -> Any:
     # The registry is made of modules that import this one.
     from . import registry
 
-    named = isinstance(value, str) and value in registry()
-    return getattr(registry()[value], name) if named else value
+    if not isinstance(value, str):
+        return value
+    if value not in registry():
+        raise ValueError(
+            f"{name}={value!r} names no method to take the {name} of; use one of "
+            f"{', '.join(map(repr, registry()))}" + meant([value], registry())
+        )
+    return getattr(registry()[value], name)
 
 
 def _advice(site: Site, evidence: type) -> str:

@@ -57,6 +57,8 @@ class BlockStack(Site):
             raise ValueError(
                 f"probe={self.probe!r} is not known; use probe='head' or probe='modulated'"
             )
+        if self.head == 0 and self.probe == "head":
+            object.__setattr__(self, "provides", self.provides - {ProbeChange})
         if self.tail == 0:
             # A draft is verified by the tail's last block.
             object.__setattr__(self, "provides", self.provides - {DraftError})

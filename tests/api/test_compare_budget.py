@@ -130,7 +130,7 @@ def test_as_many_steps_as_take_the_time(trained, timed, seconds, steps):
     assert row.fewer is not None
     if steps is not None:
         assert found[row.as_fast].steps == pytest.approx(steps)
-        assert "at equal compute" in str(found)
+        assert "at equal row-steps" in str(found)
     # A twentieth of the time is more than was left out.
     assert found.timed == (seconds > 0.1) == (not any("take no time" in n for n in found.notes))
     assert ("at equal time" in str(found)) == (found.timed and steps is not None)
@@ -178,3 +178,13 @@ def test_bad_budgets_are_refused(trained):
         compare(trained, beside="noise")
     with pytest.raises(ValueError, match=r"beside=\('nois',\) is not of"):
         compare(trained, beside=("nois",))
+
+
+def test_a_setting_of_ones_own_is_a_rung_and_parts_are_named(trained):
+    methods = ["adaptive", ("adaptive", {"tolerance": 0.16}), "deepcache"]
+    found = compare(trained, minutes=10, psnr=20, beside=(), methods=methods)
+    labels = [row.label for row in found.rows]
+    assert len(set(labels)) == len(labels)
+    assert found.recommended["tolerance"] > 0.08
+    left_out = [note for note in found.notes if "row-steps leave out" in note]
+    assert [note.split(":")[0] for note in left_out] == ["deepcache"]

@@ -58,7 +58,8 @@ def untouched(generate: Any) -> Any:
         ((), {"tolerance": "high"}, ValueError, ["tolerance='high'", "tolerance=0.08"]),
         ((), {"tolerance": [0.1, -1]}, ValueError, ["tolerance=-1"]),
         (("fbcache",), {"threshold": None}, ValueError, ["threshold=None", "threshold=0.05"]),
-        ((), {"policy": "often"}, TypeError, ["policy='often'", "Policy"]),
+        ((), {"policy": "often"}, ValueError, ["policy='often'", "'interval'"]),
+        ((), {"policy": Output()}, TypeError, ["policy=Output(", "Policy"]),
         ((), {"mask": []}, ValueError, ["mask has shape (0,)"]),
         ((), {"scheduler": DDIMScheduler()}, ValueError, ["brings its own scheduler"]),
         ((), {"policy": Threshold()}, ValueError, ["Threshold", "ProbeChange", "Output"]),
@@ -216,3 +217,18 @@ def test_guards_take_integers_of_numpy():
     assert guards == Guards((1, 0), 1, 1, max_cache_bytes=1)
     counts = (*guards.protect, guards.max_consecutive_skips, guards.few_steps)
     assert {type(count) for count in (*counts, guards.max_cache_bytes)} == {int}
+
+
+def test_names_are_taken_for_those_they_are_spelt_like_and_no_others(unet):
+    for wrong, said in {
+        "predictr": "did you mean 'predictor'",
+        "calibraton": "did you mean 'calibration'",
+        "order": "tolerance$",
+    }.items():
+        with pytest.raises(ValueError, match=f"has no option '{wrong}'.*{said}"):
+            diffcache.wrap(unet, **{wrong: "spectrum"})
+    with pytest.raises(ValueError, match=r"predictor='spectrm' names no method.*mean 'spectrum'"):
+        diffcache.wrap(unet, predictor="spectrm")
+    for wrong, said in {"policy": "diffcache.wrap$", "keep_prefx": "mean 'keep_prefix'"}.items():
+        with pytest.raises(ValueError, match=said), diffcache.request(**{wrong: True}):
+            pass
