@@ -24,9 +24,9 @@ from candidates import FULL, PEERS, Candidate, candidates
 from cells import PLAIN, Cell, prompts
 from envelope import FEWER, OURS, RIVALS, Families, chosen, newest, reached
 from pareto import Process, running
+from walltime_report import SHARE
 
 CELLS = ("unet-ddim-28", "unet-dpm-28", "dit-flow-28")
-SHARE = 0.50
 
 
 def settings(families: Families) -> dict[str, float | str]:

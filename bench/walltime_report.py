@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from envelope import OURS, Families
+from envelope import OURS, Families, chosen
 from rows import load, newest, quantiles, table, where
+
+SHARE = 0.5
 
 
 def section(path: Path, grouped: dict[str, Families]) -> list[str]:
@@ -20,11 +22,22 @@ def section(path: Path, grouped: dict[str, Families]) -> list[str]:
         "models as small as these so is what a library does around a denoiser call of some "
         "milliseconds. PSNR is that of `pareto.py`. Speed-up at real sizes is in "
         "[speed.md](speed.md).",
+        *_overtaken(rows, grouped),
         table(
             ("cell", "", "setting", "compute", "time of a full run (p20 / p50 / p80)", "PSNR"),
             (_cells(row, grouped) for row in sorted(rows, key=_order)),
         ),
     ]
+
+
+def _overtaken(rows: list[dict], grouped: dict[str, Families]) -> list[str]:
+    """Which rows were timed at a setting that is the best no more, in words."""
+    found = []
+    for row in sorted(rows, key=_order):
+        best = chosen(grouped[row["cell"]][row["family"]], SHARE)
+        if best is not None and best["setting"] != row["setting"]:
+            found.append(f"{row['family']} on {row['cell']} ({best['setting']})")
+    return [f"Measured since, and best now: {', '.join(found)}."] if found else []
 
 
 def _order(row: dict) -> tuple:

@@ -94,8 +94,12 @@ def test_the_table_shows_seconds_beside_compute_and_fidelity(of, tmp_path):
     rows = [{**row, "of_full_p20": 0.4, "of_full_p80": 0.95} for row in rows]
     path = tmp_path / "walltime.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    *_, table = of("walltime_report").section(path, {"dit-flow-28": FAMILIES})
+    *words, table = of("walltime_report").section(path, {"dit-flow-28": FAMILIES})
+    assert not any("best now" in each for each in words)
     lines = table.splitlines()[2:]
     assert lines[0].endswith("| 0.06 | 0.48 | 0.40 / 0.50 / 0.95 | 58.0 / 53.0 |")
     assert lines[1].startswith("| dit-flow-28 | fewer steps | 14 | 0.50 |")
     assert len(lines) == 2
+    path.write_text(json.dumps({**rows[0], "setting": 0.03}))
+    *_, words, _ = of("walltime_report").section(path, {"dit-flow-28": FAMILIES})
+    assert words == "Measured since, and best now: adaptive on dit-flow-28 (0.06)."

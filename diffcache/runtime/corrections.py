@@ -111,13 +111,13 @@ class Corrections:
             ]
             if not all(_has_room(leaf, value) for leaf in leaves):
                 return None
-            places = zip(*(_places(leaf, value) for leaf in leaves), strict=True)
+            places = zip(*(_places(leaf, value) for leaf in leaves), strict=False)
             shape = (-1, samples, value[0].numel())
             found.append(
                 [torch.cat([part.reshape(shape) for part in at]).transpose(0, 1) for at in places]
             )
         flat = [value.flatten(1) for value in values[: len(found)]]
-        tried = [followed(flat, parts) for parts in zip(*found, strict=True)]
+        tried = [followed(flat, parts) for parts in zip(*found, strict=False)]
         return torch.stack(tried).amax(0)
 
     def _last(self, stage: Stage, off: Tensor, found: Sequence[Correction | None]) -> Tensor:

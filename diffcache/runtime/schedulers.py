@@ -33,7 +33,7 @@ _LAST = 3.0
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
 
-# σ/α from which on the steps that follow take an error back. docs/design.md has what less gives.
+# σ/α from which on the steps that follow take an error back. docs/design.md has what that gives.
 _FORGOTTEN = 15.0
 
 # A timetable that reaches no further counts no timesteps: it is in σ, or a function of it.
