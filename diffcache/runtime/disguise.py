@@ -13,8 +13,8 @@ _subclasses: dict[tuple[type, Callable], type] = {}
 def disguised(base: type, override: Callable[[type], dict[str, Callable]]) -> type:
     """The subclass of `base` with the methods that `override(base)` gives, made once.
 
-    Names, metaclass and signatures are the base's, because pipelines inspect them; copies and
-    pickles of an instance are of the base class.
+    Names and signatures are the base's, which it equals, because pipelines inspect them; copies
+    and pickles of an instance are of the base class.
     """
     key = (base, override)
     if key not in _subclasses:
@@ -30,15 +30,31 @@ def disguised(base: type, override: Callable[[type], dict[str, Callable]]) -> ty
             "_diffcache_base": base,
             **methods,
         }
-        # Bria compares type(scheduler) through its metaclass; a plain `type` would not satisfy it.
-        _subclasses[key] = type(base)(base.__name__, (base,), namespace)
+        _subclasses[key] = _alike(type(base))(base.__name__, (base,), namespace)
     return _subclasses[key]
+
+
+@functools.cache
+def _alike(metaclass: type) -> type:
+    """A metaclass whose classes equal what they pass for: Bria asks `type(scheduler) != …`."""
+    return type(metaclass.__name__, (metaclass,), {"__eq__": _equals, "__hash__": _hash})
+
+
+def _equals(cls: type, other: object) -> bool:
+    return isinstance(other, type) and _passes_for(cls) is _passes_for(other)
+
+
+def _hash(cls: type) -> int:
+    return type.__hash__(_passes_for(cls))
+
+
+def _passes_for(cls: type) -> type:
+    return cls.__dict__.get("_diffcache_base", cls)
 
 
 def base_of(instance: Any) -> type:
     """The class of an instance as plain diffusers would see it."""
-    cls = type(instance)
-    return cls.__dict__.get("_diffcache_base", cls)
+    return _passes_for(type(instance))
 
 
 def _reduce_as_base(self: Any, protocol: int) -> Any:
