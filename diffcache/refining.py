@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import adapters_of, weights_of
+from .fingerprints import fingerprint, has_state
 from .runtime import clock
 from .runtime.disguise import base_of
 from .runtime.generation import current
@@ -21,9 +22,6 @@ from .runtime.report import Report
 from .runtime.rows import leaves, map_leaves, tensor_leaves
 from .sites import gate
 from .sites.discovery import denoisers, foreign_cache, schedulers, version
-
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SIMPLE = (bool, int, float, str, type(None))
 
 
 class _Kept(NamedTuple):
@@ -75,7 +73,7 @@ class Draft:
         def watched(plain: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
             if not self._growing:
                 return serve(plain, args, kwargs)
-            given = _fingerprint((args, kwargs))
+            given = fingerprint((args, kwargs))
             states, computed, total = _RandomStates(()), report.computed, report.total
             output = serve(plain, args, kwargs)
             rows = report.total - total
@@ -83,8 +81,8 @@ class Draft:
             exact = report.computed - computed == rows and states == _RandomStates(())
             if exact and given is None:
                 # A ControlNet's residuals, promised before, have been asked for by now.
-                given = _fingerprint(kept((args, kwargs)))
-            self._growing = exact and given is not None
+                given = fingerprint(kept((args, kwargs)))
+            self._growing = exact and given is not None and not any(map(has_state, leaves(output)))
             if self._growing:
                 self._keep(_Kept(denoiser, given, map_leaves(output, _cloned), rows))
             return output
@@ -162,7 +160,7 @@ class _Replay:
         report, kept = self.report, next(self._prefix, None)
         if kept is not None and (kept.denoiser, kept.given) != (
             denoiser,
-            _fingerprint((args, kwargs)),
+            fingerprint((args, kwargs)),
         ):
             self._prefix = iter(())
             kept = None
@@ -263,35 +261,6 @@ def _circumstances(pipe: Any) -> dict[str, Any]:
             torch.get_num_threads(),
         ),
     }
-
-
-def _fingerprint(call: Any) -> list[Any] | None:
-    """What tells a call's arguments from others; None where there is one that cannot be told.
-
-    Tensors are told by a checksum, as whole ones would take as much memory as the outputs.
-    """
-    found: list[Any] = []
-    for leaf in leaves(call):
-        if isinstance(leaf, Tensor):
-            if type(leaf) not in (Tensor, nn.Parameter) or leaf.layout != torch.strided:
-                return None
-            found += [leaf.shape, leaf.dtype, leaf.device, _checksum(leaf.detach())]
-        else:
-            found.append(leaf if isinstance(leaf, _SIMPLE) else type(leaf))
-    return [list(call[1]), *found]
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """A sum of the bits of `tensor` that depends on their places, on its device.
-
-    Sums of integers are the same in any order, as those of floats are not.
-    """
-    whole = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    words = whole.contiguous().reshape(-1).view(_WORDS[whole.element_size()])
-    # An odd multiplier and shifts make the factors of neighbours unlike each other (splitmix64).
-    factors = torch.arange(1, len(words) + 1, device=words.device) * -7046029254386353131
-    factors = (factors ^ (factors >> 30)) * -4658895280553007687
-    return ((factors ^ (factors >> 27)) * words).sum()
 
 
 def _cloned(leaf: Any) -> Any:

@@ -38,6 +38,7 @@ LAYERS = {
         "diffcache.measuring",
         "diffcache.metrics",
         "diffcache.plots",
+        "diffcache.fingerprints",
         "diffcache.refining",
         "diffcache.report",
         "diffcache.requesting",
