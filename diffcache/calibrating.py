@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from .api import check_pipeline, restored
+from .arguments import check_taken
 from .calibration import (
     Calibration,
     adapters_of,
@@ -44,8 +45,8 @@ def calibrate(
         What to pass as `diffcache.wrap(pipe, method, calibration=…)`.
 
     Raises:
-        ValueError: the method has nothing to measure, cannot serve the pipeline, or nothing could
-            be measured.
+        ValueError: the method has nothing to measure, cannot serve the pipeline, an argument is
+            none of its call's, or nothing could be measured.
         TypeError: `pipe` is not a pipeline.
     """
     composed = find(method)
@@ -55,6 +56,12 @@ def calibrate(
         )
     check_pipeline(pipe, f"diffcache.calibrate(pipe, prompts, {composed.name!r})")
     entries = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+    calls = [
+        {**pipe_kwargs, **(entry if isinstance(entry, Mapping) else {"prompt": entry})}
+        for entry in entries
+    ]
+    for arguments in calls:
+        check_taken(pipe, arguments, ("method", "prompts"))
     modules = list(denoisers(pipe).values())
     for module in modules:
         composed.site.check(module)
@@ -64,9 +71,7 @@ def calibrate(
         PipelineWrapping(composed.configured(guards=_EVERYTHING)).put_on(pipe)
         token = recording.set(recorder)
         try:
-            for entry in entries:
-                arguments = entry if isinstance(entry, Mapping) else {"prompt": entry}
-                arguments = {**pipe_kwargs, **arguments}
+            for arguments in calls:
                 pipe(**arguments)
                 guidance.append(guidance_of(partial(base_of(pipe).__call__, pipe, **arguments)))
         finally:
@@ -74,7 +79,7 @@ def calibrate(
     statistics = recorder.statistics()
     if not statistics.changes:
         raise ValueError(
-            f"nothing could be measured in {len(entries)} generations of "
+            f"nothing could be measured in {len(calls)} generations of "
             f"{type(pipe).__name__}; calibrate before torch.compile, with at least one prompt"
         )
     composed.policy.fit(statistics)

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -59,8 +58,8 @@ class Calibration(Saved):
 
     @classmethod
     def restored(cls, found: dict[str, Any]) -> Calibration:
-        all_named(found["base"], str)
-        all_named(found["adapters"], Real)
+        all_named(found["base"], lambda value: isinstance(value, str))
+        all_named(found["adapters"], is_number)
         return cls(**{**found, "statistics": _statistics(found["statistics"])})
 
     def check(self, modules: Iterable[nn.Module], schedulers: Iterable[Any]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from . import metrics
 from .api import check_pipeline, unwrap, wrapped
 from .comparison import Comparison, Row
 from .disabling import refuse_disabled
@@ -18,6 +19,9 @@ from .trial import Trial
 
 LADDERED = "adaptive"
 """The method whose tolerance is recommended."""
+GOOD_ENOUGH = 35.0
+"""PSNR in dB from which on pictures are visibly the same."""
+
 BESIDE = ("steps", "time", "noise")
 
 # How rows are labelled that no method generated.
@@ -33,7 +37,7 @@ def compare(
     batch_size: int = 4,
     minutes: float | None = None,
     beside: Sequence[str] | None = None,
-    psnr: float = 35.0,
+    psnr: float | None = None,
     **call_kwargs: Any,
 ) -> Comparison:
     """Generates the same pictures plainly, with methods, and with as few steps as each computed.
@@ -58,7 +62,8 @@ def compare(
             computed; "time", as many as take its time; "noise", a run as legitimate as the plain
             one (pictures one by one, or in bf16 where they are so already), whose PSNR is a floor
             of noise that nothing needs to be better than. All with `minutes`, "steps" otherwise.
-        psnr: what the 5th percentile shall be at least, in dB, with the recommended tolerance.
+        psnr: what the 5th percentile shall be at least, in dB, with the recommended tolerance;
+            35 if None.
         call_kwargs: what else each call is given, for example `num_inference_steps=28`.
 
     Returns:
@@ -66,15 +71,21 @@ def compare(
 
     Raises:
         ValueError: no prompts, another number of seeds, an unknown method, option or argument, no
-            minutes, no PSNR; nothing has run then. Or an entry that gives several pictures, or one
-            of another size.
+            minutes, no PSNR, or one where nothing is recommended; nothing has run then. Or an
+            entry that gives several pictures, or one of another size.
         TypeError: `pipe` is not a pipeline.
     """
     contenders = _contenders(methods)
     if minutes is not None and not (is_number(minutes) and minutes > 0):
         raise ValueError(f"minutes={minutes!r} leaves no time; try minutes=10")
-    if not (is_number(psnr) and psnr > 0):
-        raise ValueError(f"psnr={psnr!r} is no number of dB; try psnr=35")
+    if psnr is not None:
+        metrics.check_asked(psnr, GOOD_ENOUGH)
+        if minutes is None or not any(map(_is_laddered, contenders)):
+            raise ValueError(
+                f"psnr={psnr!r} is for the tolerance that is recommended where there are minutes, "
+                "and 'adaptive' without a setting is among the methods; call compare(pipe, "
+                f"prompts, minutes=10, psnr={psnr!r})"
+            )
     if beside is None:
         beside = BESIDE if minutes is not None else BESIDE[:1]
     beside = beside if isinstance(beside, str) else tuple(beside)
@@ -89,7 +100,7 @@ def compare(
         for contender in contenders:
             with wrapped(pipe, contender.method, **contender.options):
                 pass
-        return _compared(trial, contenders, beside, minutes, psnr)
+        return _compared(trial, contenders, beside, minutes, psnr or GOOD_ENOUGH)
 
 
 def _compared(
@@ -110,7 +121,7 @@ def _compared(
             measuring.notes.append(
                 f"{contender.label}: skipped steps compute a part, which row-steps leave out"
             )
-        if contender.method == LADDERED and not contender.options:
+        if _is_laddered(contender):
             laddered = measuring.rows.index(row)
         measuring.baselines(row)
         if contender is contenders[0] and "noise" in beside:
@@ -133,6 +144,11 @@ def _compared(
         notes.append(f"left out, as {minutes:g} minutes were over: {labels}")
     rows, setting = measuring.rows, trial.setting()
     return Comparison(rows, trial.names, trial.seeds, setting, notes, floor, recommended, not odd)
+
+
+def _is_laddered(contender: Contender) -> bool:
+    """Whether this is the method whose tolerance is recommended, as it comes."""
+    return contender.method == LADDERED and not contender.options
 
 
 def _is_whole(contender: Contender) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .options import is_number
+
 CHANNELS = (1, 3, 4)
 WINDOW = 11
 """Side of the window that SSIM weighs by a Gaussian, in pixels."""
@@ -13,6 +15,12 @@ WINDOW = 11
 
 CAP = 60.0
 """PSNR in dB of a picture at most: equal ones would be infinitely good."""
+
+
+def check_asked(psnr: Any, example: float) -> None:
+    """Raises ValueError, naming an `example`, where pictures can have no such PSNR in dB."""
+    if not (is_number(psnr) and 0 < psnr < CAP):
+        raise ValueError(f"psnr={psnr!r} is not between 0 and {CAP:g} dB; try psnr={example:g}")
 
 
 def as_floats(samples: Any) -> np.ndarray:

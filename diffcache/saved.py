@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -48,7 +49,7 @@ class Saved(ABC):
         """
 
 
-def all_named(found: Any, kind: type) -> None:
-    """Raises TypeError where `found` is no mapping from names to what is of that kind."""
-    if not isinstance(found, dict) or not all(isinstance(value, kind) for value in found.values()):
-        raise TypeError(f"{found!r} does not name {kind.__name__}s")
+def all_named(found: Any, fits: Callable[[Any], bool]) -> None:
+    """Raises TypeError where `found` is no mapping from names to what `fits`."""
+    if not isinstance(found, dict) or not all(map(fits, found.values())):
+        raise TypeError(f"{found!r} names what does not belong there")

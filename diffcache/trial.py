@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ import torch
 
 from . import metrics
 from .api import report
+from .arguments import check_taken, parameters
 from .options import is_count
 from .runtime.report import Report
 
@@ -27,6 +27,9 @@ _RESERVED = {
     "num_videos_per_prompt": "list a prompt twice, with two seeds",
     "num_waveforms_per_prompt": "list a prompt twice, with two seeds",
 }
+
+# What `compare` and `tune` take beside arguments of the call.
+_ASKED = ("batch_size", "beside", "methods", "minutes", "psnr", "seeds", "speedup")
 
 
 class Run(NamedTuple):
@@ -74,7 +77,7 @@ class Trial:
             raise ValueError(f"batch_size={batch_size!r} is not a count; try batch_size=4")
         self.batch_size = int(batch_size)
         self.call_kwargs = call_kwargs
-        self.parameters = _parameters(type(pipe))
+        self.parameters = parameters(type(pipe))
         self._check_arguments()
         self.steps = self._steps()
         self.names = [
@@ -91,11 +94,7 @@ class Trial:
                 f"{', '.join(sorted(twice))} is given with the prompts and for every call; "
                 "leave one of them out"
             )
-        if unknown := sorted((own | set(self.call_kwargs)) - set(self.parameters)):
-            raise ValueError(
-                f"{type(self.pipe).__name__} takes no {', '.join(unknown)}; it takes "
-                f"{', '.join(self.parameters)}, and an entry of prompts may be a mapping of those"
-            )
+        check_taken(self.pipe, own | set(self.call_kwargs), _ASKED)
 
     def _steps(self) -> int | None:
         """Steps of a plain call; None where they cannot be asked for by one number."""
@@ -208,20 +207,6 @@ class Trial:
         return self.pipe(**arguments, generator=generator)
 
 
-def _parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """Parameters of a pipeline's call, and of the calls that its **kwargs are handed to."""
-    found: dict[str, inspect.Parameter] = {}
-    for cls in kind.__mro__:
-        if "__call__" not in vars(cls):
-            continue
-        parameters = inspect.signature(cls.__call__).parameters
-        found = {**parameters, **found}
-        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            break
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {n: p for n, p in found.items() if p.kind not in variadic and n != "self"}
-
-
 def _entries(prompts: Any) -> list[dict[str, Any]]:
     if isinstance(prompts, (str, Mapping)):
         raise ValueError(f"prompts={prompts!r} is one prompt; pass a list, prompts=[{prompts!r}]")
@@ -251,13 +236,12 @@ def _seeds(seeds: Any, count: int) -> list[int]:
         listed = [index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     except TypeError as error:
         raise ValueError(
-            f"seeds={seeds!r} are not whole numbers; leave them out, or call "
-            f"compare(pipe, prompts, seeds=range({count}))"
+            f"seeds={seeds!r} are not whole numbers; leave them out, or pass seeds=range({count})"
         ) from error
     if len(listed) != count:
         raise ValueError(
-            f"{count} prompts need as many seeds, got seeds={seeds!r}; leave them out, or call "
-            f"compare(pipe, prompts, seeds=range({count}))"
+            f"{count} prompts need as many seeds, got seeds={seeds!r}; leave them out, or pass "
+            f"seeds=range({count})"
         )
     return listed
 

@@ -76,8 +76,8 @@ def tune(
             f"psnr={psnr!r} and speedup={speedup!r}: pass one of them, "
             "for example diffcache.tune(pipe, prompts, psnr=40)"
         )
-    if psnr is not None and not (is_number(psnr) and 0 < psnr < metrics.CAP):
-        raise ValueError(f"psnr={psnr!r} is not between 0 and {metrics.CAP:g} dB; try psnr=40")
+    if psnr is not None:
+        metrics.check_asked(psnr, 40)
     if speedup is not None and not (is_number(speedup) and 1 < speedup < inf):
         raise ValueError(f"speedup={speedup!r} is not a number above 1; try speedup=2")
     # What is found is written as JSON, which numpy's numbers are not.

@@ -9,7 +9,7 @@ import torch
 from diffusers import HeunDiscreteScheduler
 
 import diffcache
-from diffcache import measuring, tiny
+from diffcache import measuring, metrics, tiny
 from diffcache.comparison import Comparison
 from diffcache.methods import find
 from diffcache.metrics import psnr
@@ -66,7 +66,9 @@ def test_an_open_request_has_no_say_in_what_is_compared(trained):
     np.testing.assert_array_equal(found.pictures, wanted.pictures)
 
 
-def test_no_tolerance_may_be_good_enough(trained):
+def test_no_tolerance_may_be_good_enough(trained, monkeypatch):
+    # More than any picture can have, which is refused otherwise.
+    monkeypatch.setattr(metrics, "check_asked", lambda psnr, example: None)
     found = compare(trained, minutes=10, psnr=61, beside=())
     assert found.recommended is None
     assert [row.label for row in found.rows][:2] == ["plain", "adaptive"]
@@ -171,9 +173,12 @@ def test_bad_budgets_are_refused(trained):
     for minutes in (0, True):
         with pytest.raises(ValueError, match=f"minutes={minutes} leaves no time; try minutes=10"):
             compare(trained, minutes=minutes)
-    for wanted in ("35", 0):
-        with pytest.raises(ValueError, match=r"psnr=.* is no number of dB; try psnr=35"):
-            compare(trained, psnr=wanted)
+    for wanted in ("35", 0, 60):
+        with pytest.raises(ValueError, match=r"psnr=.* is not between 0 and 60 dB; try psnr=35"):
+            compare(trained, minutes=10, psnr=wanted)
+    for others in ({}, {"minutes": 10, "methods": [("adaptive", {"tolerance": 0.1})]}):
+        with pytest.raises(ValueError, match=r"psnr=40 is for .*; call .*minutes=10, psnr=40\)"):
+            compare(trained, psnr=40, **others)
     with pytest.raises(ValueError, match=r"beside='noise' is not of .*try beside="):
         compare(trained, beside="noise")
     with pytest.raises(ValueError, match=r"beside=\('nois',\) is not of"):

@@ -193,6 +193,13 @@ def test_what_cannot_be_asked_is_refused(trained, asked, words):
         diffcache.tune(trained, PROMPTS, **asked)
 
 
+def test_arguments_of_neither_tune_nor_the_call_are_refused(trained):
+    with pytest.raises(ValueError, match=r"takes no batch_sise; it takes .*did you mean 'batch_s"):
+        diffcache.tune(trained, PROMPTS, psnr=40, batch_sise=2)
+    with pytest.raises(ValueError, match=r"got seeds=\[1\]; leave them out, or pass seeds=range\("):
+        diffcache.tune(trained, PROMPTS, psnr=40, seeds=[1])
+
+
 def test_prompts_have_to_be_a_list(trained):
     with pytest.raises(
         ValueError, match=r"prompts=None is no list of prompts; pass \['a prompt'\]"

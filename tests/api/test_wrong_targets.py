@@ -96,7 +96,20 @@ def test_a_damaged_calibration_is_refused(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("options", "tolerance"), ("options", [1]), ("options", {"tolerance": "a"}), ("searched", 1)],
+    [
+        ("options", "tolerance"),
+        ("options", [1]),
+        ("options", {"tolerance": "a"}),
+        ("options", {"tolerance": True}),
+        ("asked", {}),
+        ("asked", {"dB": 40}),
+        ("asked", {"psnr": "40"}),
+        ("searched", 1),
+        ("searched", None),
+        ("confirmed", {"psnr": 40.0}),
+        ("tried", None),
+        ("setting", 5),
+    ],
 )
 def test_a_damaged_setting_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     found = diffcache.tuning.Achieved(1, 0.5, 2.0, 40.0, 40.0, 40.0, 40.0, 1.0)
