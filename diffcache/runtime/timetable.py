@@ -72,7 +72,9 @@ class Timetable:
         """
         if timestep is not None and self.timesteps:
             self.begin = self._nearest(timestep, getattr(scheduler, "step_index", None))
-        self.total = total or len(self.timesteps) - self.begin
+        left = len(self.timesteps) - self.begin
+        # What makes a video chunk by chunk counts the steps of all, of which each has a timetable.
+        self.total = min(total or left, left) if left > 0 else total or 0
         places = [self._place(index) for index in range(self.total)]
         self._grid = _grid(
             tuple(self.coordinates[place] for place in places),

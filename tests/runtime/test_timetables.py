@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline as StableDiffusion
 
 import diffcache
 from diffcache.runtime import generation
+from diffcache.runtime.guards import Guards
 from diffcache.runtime.run import Run
 from diffcache.runtime.timetable import Timetable
 
@@ -147,6 +148,15 @@ def test_total_is_the_pipelines_own(pipe, generate, runs, steps):
     generate(pipe, steps=steps)
     assert (runs[-1].timetable.begin, runs[-1].total) == (0, steps)
     assert pipe.num_timesteps == steps
+
+
+@pytest.mark.parametrize(("first", "count", "total"), [(0, 36, 12), (0, 11, 11), (8, 36, 4)])
+def test_no_run_is_longer_than_its_timetable(dit, first, count, total):
+    """AnyFlow FAR counts the steps of all chunks, each of which has the whole timetable."""
+    dit.scheduler.set_timesteps(12)
+    timetable = Timetable(dit.scheduler)
+    timetable.locate(dit.scheduler.timesteps[first], count, Guards.none())
+    assert (timetable.begin, timetable.total) == (first, total)
 
 
 def test_step_count_of_the_last_call_does_not_linger(pipe, generate, runs):
