@@ -196,7 +196,7 @@ def memory(rows: list[Row]) -> list[str]:
     heads = ["model", "method", "how", "cache, MiB", "peak, MiB"]
     columns = ("model", "method", "how", "cache_mib", "peak_mib")
     shown = [row | {"cache_mib": "nothing"} if row.get("cache_mib") == 0 else row for row in kept]
-    parts.append(table(heads, [[row.get(c, "") for c in columns] for row in shown]))
+    parts += by_machine(heads, shown, lambda row: [row.get(c, "") for c in columns])
     refusals = [f"- {r['method']} on {r['model']}: {r['refused']}" for r in found if "refused" in r]
     return parts + (["Not measured:", "\n".join(refusals)] if refusals else [])
 

@@ -64,7 +64,7 @@ def demo(
         (row,) = found.methods
         panels.append(panel(found, row, list(range(prompts))))
     if not panels:
-        raise ValueError(f"{method!r} serves neither tiny pipeline; try method='adaptive'")
+        raise ValueError(f"{method!r} serves neither tiny pipeline; 'adaptive' serves both")
     path = Path(out, "demo.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     draw(panels, path)

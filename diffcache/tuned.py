@@ -68,13 +68,14 @@ class Tuned(Saved):
         ((asked, wanted),) = self.asked.items()
         options = ", ".join(f"{name}={value:.3g}" for name, value in self.options.items())
         lines = [f"{asked}={wanted:g}: diffcache.wrap(pipe, {options})"]
-        parts = ("searched", "pictures", self.searched), ("confirmed", "others", self.confirmed)
+        parts = ("searched", "picture", self.searched), ("confirmed", "other", self.confirmed)
         for name, whose, found in parts:
             if found is None:
                 continue
             # A speed is met by all pictures together.
             met = f", {found.met:.0%} met {wanted:g} dB" if asked == "psnr" else ""
-            lines.append(f"  {name:<9} on {found.pictures} {whose}: {found}{met}")
+            many = "s" if found.pictures > 1 else ""
+            lines.append(f"  {name:<9} on {found.pictures} {whose}{many}: {found}{met}")
             if too_fast(found.speedup, found.compute):
                 lines.append(
                     f"  note      {found.speedup:.2f}× is {TOO_FAST}; tune again when "

@@ -69,7 +69,7 @@ def test_demo_says_what_a_method_cannot_serve(
     assert "\nunet: UNet2DConditionModel has no stack of" in captured.out or not served
     assert ("FluxPipeline" in captured.out) == Path(tmp_path, "demo.png").exists() == bool(served)
     assert served or captured.err.splitlines()[-1] == (
-        "diffcache demo: 'smoothcache' serves neither tiny pipeline; try method='adaptive'"
+        "diffcache demo: 'smoothcache' serves neither tiny pipeline; 'adaptive' serves both"
     )
 
 

@@ -20,8 +20,9 @@ def test_a_setting_prints_as_what_was_asked_the_call_and_what_it_gave():
 
 
 def test_a_speed_is_not_met_by_pictures_and_may_not_be_confirmed():
-    found = Tuned({"compute": 0.45}, {"speedup": 2.0}, SEARCHED, None, [], {})
+    found = Tuned({"compute": 0.45}, {"speedup": 2.0}, replace(SEARCHED, pictures=1), None, [], {})
     first, second = str(found).splitlines()
+    assert second.startswith("  searched  on 1 picture: 38%")
     assert first == "speedup=2: diffcache.wrap(pipe, compute=0.45)"
     assert second.endswith("p5 41.1)")
 
