@@ -33,8 +33,9 @@ _LAST = 3.0
 # σ/α from which on a sample shows next to nothing of the picture.
 _DROWNED = 50.0
 
-# σ/α from which on the steps that follow take an error back. docs/design.md has what that gives.
-_FORGOTTEN = 15.0
+# σ/α from which on the steps that follow take an error back, of noise that is predicted and of
+# flow matching. docs/design.md has what that gives.
+_FORGOTTEN, _FORGOTTEN_IN_FLOW = 15.0, 7.0
 
 # A timetable that reaches no further counts no timesteps: it is in σ, or a function of it.
 _LEAST_COUNT = 10
@@ -149,8 +150,8 @@ def weights(
 
     In units of the clean sample an early error weighs what it does at the end: it is
     |Δσ| / α_{i+1} for flow matching, where α = 1 − σ, and |Δ(σ/α)| for the others, times what is
-    `reached` by a unit prediction. Where σ/α is above `_FORGOTTEN`, less in proportion: what the
-    sample is then off by is noise to what follows. The median, because the first step of a schedule
+    `reached` by a unit prediction. Where σ/α is above a bound, less in proportion: what the sample
+    is then off by is noise to what follows. The median, because the first step of a schedule
     that begins in pure noise is as long as one cares to clamp it. The last step weighs `_LAST`
     times what it moves, and no less than the median where it gives the `clean` sample itself, whose
     error does not vanish with the noise that is left.
@@ -166,7 +167,8 @@ def weights(
     moved[-1:] = [max(_LAST * move, middle if clean else 0.0) for move in moved[-1:]]
     if middle <= 0:
         return [1.0] * len(moved)
-    kept = [_FORGOTTEN / max(_over_signal(level, flow), _FORGOTTEN) for level in levels]
+    bound = _FORGOTTEN_IN_FLOW if flow else _FORGOTTEN
+    kept = [bound / max(_over_signal(level, flow), bound) for level in levels]
     return [move / middle * part for move, part in zip(moved, kept, strict=True)]
 
 

@@ -33,12 +33,13 @@ def of(scheduler: Any, steps: int = 20) -> list[float]:
     return weights(levels, is_flow(scheduler), ends_clean(scheduler), reached)
 
 
-def relative(moves: list[float], ratios: list[float]) -> list[float]:
-    """What moves at these σ/α weigh; above 15 an error is taken back in proportion."""
+def relative(moves: list[float], ratios: list[float], bound: float = 15) -> list[float]:
+    """What moves at these σ/α weigh; above a bound an error is taken back in proportion."""
     *others, last = moves
     moves = [*others, max(3 * last, median(moves))]
     middle = median([*others, last])
-    return [move / middle * min(1, 15 / ratio) for move, ratio in zip(moves, ratios, strict=True)]
+    kept = [min(1, bound / ratio) for ratio in ratios]
+    return [move / middle * part for move, part in zip(moves, kept, strict=True)]
 
 
 def test_variance_preserving_steps_weigh_by_noise_over_signal():
@@ -81,7 +82,7 @@ def test_flow_steps_weigh_by_their_length_over_the_signal_after_them():
     sigmas = scheduler.sigmas.double().tolist()
     moves = [(a - b) / (1 - b) for a, b in pairwise(sigmas)]
     ratios = [sigma / max(1 - sigma, 1e-3) for sigma in sigmas[:-1]]
-    assert found == pytest.approx(relative(moves, ratios), rel=1e-4)
+    assert found == pytest.approx(relative(moves, ratios, bound=7), rel=1e-4)
 
 
 def test_a_last_step_that_leaves_noise_weighs_what_it_moves():
