@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from .api import check_pipeline, restored
-from .arguments import check_taken
 from .calibration import (
     Calibration,
     adapters_of,
@@ -45,8 +44,8 @@ def calibrate(
         What to pass as `diffcache.wrap(pipe, method, calibration=…)`.
 
     Raises:
-        ValueError: the method has nothing to measure, cannot serve the pipeline, an argument is
-            none of its call's, or nothing could be measured.
+        ValueError: the method has nothing to measure, cannot serve the pipeline, or nothing could
+            be measured.
         TypeError: `pipe` is not a pipeline.
     """
     composed = find(method)
@@ -60,8 +59,6 @@ def calibrate(
         {**pipe_kwargs, **(entry if isinstance(entry, Mapping) else {"prompt": entry})}
         for entry in entries
     ]
-    for arguments in calls:
-        check_taken(pipe, arguments, ("method", "prompts"))
     modules = list(denoisers(pipe).values())
     for module in modules:
         composed.site.check(module)

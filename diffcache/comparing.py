@@ -14,7 +14,7 @@ from .measuring import PLAIN, TOO_FAST, Contender, Measuring, too_fast
 from .methods import Method, find
 from .options import is_number
 from .requesting import unrequested
-from .sites import Output
+from .sites import Guidance, Output
 from .trial import Trial
 
 LADDERED = "adaptive"
@@ -152,9 +152,9 @@ def _is_laddered(contender: Contender) -> bool:
 
 
 def _is_whole(contender: Contender) -> bool:
-    """Whether the method skips whole calls of the denoiser."""
+    """Whether what the method skips is whole calls of the denoiser, or rows of them."""
     site = {name: value for name, value in contender.options.items() if name == "site"}
-    return isinstance(find(contender.method).configured(**site).site, Output)
+    return isinstance(find(contender.method).configured(**site).site, (Output, Guidance))
 
 
 def _contenders(methods: Any) -> list[Contender]:

@@ -79,10 +79,13 @@ class Draft:
             rows = report.total - total
             # Not called, a denoiser that draws noise (dropout) would leave other noise to the rest.
             exact = report.computed - computed == rows and states == _RandomStates(())
-            if exact and given is None:
-                # A ControlNet's residuals, promised before, have been asked for by now.
-                given = fingerprint(kept((args, kwargs)))
-            self._growing = exact and given is not None and not any(map(has_state, leaves(output)))
+            if exact:
+                # What a call fills, as a dict of keys and values, its replay would not. And a
+                # ControlNet's residuals, promised before, have been asked for by now.
+                after = fingerprint(kept((args, kwargs)))
+                exact = after is not None and given in (None, after)
+                given = after
+            self._growing = exact and not any(map(has_state, leaves(output)))
             if self._growing:
                 self._keep(_Kept(denoiser, given, map_leaves(output, _cloned), rows))
             return output

@@ -186,7 +186,7 @@ def test_bad_budgets_are_refused(trained):
 
 
 def test_a_setting_of_ones_own_is_a_rung_and_parts_are_named(trained):
-    methods = ["adaptive", ("adaptive", {"tolerance": 0.16}), "deepcache"]
+    methods = ["adaptive", ("adaptive", {"tolerance": 0.16}), "deepcache", "fastercache"]
     found = compare(trained, minutes=10, psnr=20, beside=(), methods=methods)
     labels = [row.label for row in found.rows]
     assert len(set(labels)) == len(labels)

@@ -33,6 +33,41 @@ def keeping(module: torch.nn.Module, given: bool) -> None:
     module.forward = forward
 
 
+@pytest.mark.parametrize(
+    ("cache", "fill"),
+    [
+        (list, lambda cache, value: cache.append(value)),
+        (dict, lambda cache, value: cache.setdefault("first", value)),
+        (lambda: torch.zeros(1), lambda cache, value: cache.fill_(value)),
+    ],
+    ids=["list", "dict", "tensor"],
+)
+def test_what_a_call_fills_may_be_a_plain_container(unet, generate, cache, fill):
+    forward, read = unet.unet.forward, []
+
+    def filling(sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        own = kwargs.pop("cross_attention_kwargs")["cache"]
+        (output,) = forward(sample, timestep, *args, **kwargs)
+        if timestep > 900:
+            fill(own, output.mean())
+        found = next(iter(own.values() if isinstance(own, dict) else own), torch.zeros(()))
+        read.append(float(found))
+        return (output + 0.1 * found,)
+
+    unet.unet.forward = filling
+    plain = generate(unet, steps=12, cross_attention_kwargs={"cache": cache()})
+    wanted = list(read)
+    diffcache.wrap(unet, "interval", every=3)
+    read.clear()
+    with diffcache.request(keep_prefix=True) as run:
+        generate(unet, steps=12, cross_attention_kwargs={"cache": cache()})
+        read.clear()
+        refined = run.refine().images
+    assert wanted[0] != 0
+    assert read == wanted
+    assert torch.equal(refined, plain)
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["an argument", "an output"])
 def test_what_a_call_fills_is_filled_again(unet, generate, given):
     keeping(unet.unet, given)
