@@ -64,7 +64,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         why = f"some rows of a batch could not be computed apart ({found})"
     if not turn.mixed:
         return output
-    mask, after = turn.mask, turn.lane.snapshot()
+    mask, parts, after = turn.mask, turn.parts, turn.lane.snapshot()
     turn.lane.restore(before)
     turn.compute_all()
     full = attachment.run(turn)
@@ -85,7 +85,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
             turn.cover_row(*decided)
             return attachment.run(turn)
         turn.lane.restore(after)
-        turn.mask = mask
+        turn.mask, turn.parts = mask, parts
         return output
     why = (
         f"{why or 'the denoiser couples the rows of a batch'}, so all samples are computed together"

@@ -202,3 +202,18 @@ def test_a_check_of_some_modules_says_nothing_of_others(unet, generate):
     generate(unet, [0, 1, 2], STEPS)
     notes = diffcache.report(unet).notes
     assert ["couples the rows" in note for note in notes] == [False, True]
+
+
+def test_a_checked_step_counts_as_one_that_is_not(unet, generate):
+    """The modules that ran in it, and not those of the full run that it was compared with."""
+    some = Mask([*[[True] * 3] * 5, [True, False, False], *[[True] * 3] * (STEPS - 6)])
+    policy = ByRole({"cross": some, "self": Mask([[True] * 3] * STEPS)})
+    guards = Guards(protect=(2, 0), max_consecutive_skips=None, few_steps=0)
+    diffcache.wrap(unet, Method(site=Modules(), policy=policy, predictor=Reuse(), guards=guards))
+    reports = []
+    for _ in range(2):
+        generate(unet, [0, 1, 2], STEPS)
+        reports.append(diffcache.report(unet))
+    first, second = reports
+    assert any("computed twice" in note for note in first.notes) and not second.notes
+    assert first.computed == second.computed < first.total
