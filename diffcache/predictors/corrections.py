@@ -23,7 +23,8 @@ class Course(NamedTuple):
         noise: σ of each step, and what the last one leads to.
         carries: k of each step.
         slopes: how a prediction changes with x.
-        units: how much of the scheduler's own sample one unit of x is.
+        units: how much of the scheduler's own sample one unit of x is; below 0 where predictions
+            are −F.
     """
 
     times: tuple[float, ...]

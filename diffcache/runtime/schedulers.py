@@ -68,12 +68,19 @@ def timesteps_of(scheduler: Any) -> list[float]:
     return [float(t) for t in torch.as_tensor(scheduler.timesteps).tolist()]
 
 
-def out_of_1000(times: list[float]) -> list[float]:
+def _counts_signal(scheduler: Any) -> bool:
+    """Whether its σ and timesteps are shares of the clean sample, and rise (Mochi, OmniGen)."""
+    return bool(getattr(scheduler, "config", {}).get("invert_sigmas"))
+
+
+def out_of_1000(scheduler: Any, times: list[float]) -> list[float]:
     """`times` as most schedulers count: 1000 at pure noise, 0 at the clean sample.
 
     Timesteps of another kind, such as logarithms or angles of σ, are spread over it evenly, from
     the last of the timetable to the first.
     """
+    if _counts_signal(scheduler):
+        times = [scheduler.config.num_train_timesteps - time for time in times]
     low, high = min(times, default=0.0), max(times, default=0.0)
     if low >= 0 and _LEAST_COUNT < high <= 1000:
         return times
@@ -95,7 +102,8 @@ def noise(scheduler: Any, times: list[float]) -> list[float]:
     # What a scheduler steps by, where it says so: its timesteps may only approximate it.
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) >= len(times):
-        return [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
+        found = [float(s) for s in torch.as_tensor(sigmas).tolist()[: len(times)]]
+        return [1 - share for share in found] if _counts_signal(scheduler) else found
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is not None:
         return [_noise_over_signal(cumulative, t) for t in times]
@@ -203,6 +211,9 @@ def course(scheduler: Any, times: list[float], levels: list[float], flow: bool) 
     signals = [1 - level if flow else 1.0 for level in levels]
     slopes = [_slope(*each) for each in zip(levels, signals, strict=True)]
     units = [1.0 if _ONE_STEP.get(name) else (1 + level**2) ** -0.5 for level in levels]
+    if _counts_signal(scheduler):
+        # What is predicted points to the clean sample there, in place of away from it.
+        units = [-unit for unit in units]
     # Where the last step leads, no gap needs to know.
     return Course(tuple(times), (*levels, 0.0), tuple(carries), tuple(slopes), tuple(units))
 

@@ -44,7 +44,7 @@ class Timetable:
     def __init__(self, scheduler: Any, earlier: int = 0) -> None:
         self.earlier = earlier
         self.timesteps = timesteps_of(scheduler)
-        self.scaled = out_of_1000(self.timesteps)
+        self.scaled = out_of_1000(scheduler, self.timesteps)
         self._source = getattr(scheduler, "timesteps", None)
         self._address = _address(self._source, len(self.timesteps))
         levels, flow = noise(scheduler, self.timesteps), is_flow(scheduler)
