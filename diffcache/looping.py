@@ -107,10 +107,9 @@ class ModelWrapping:
 
     def _asked_anew(self, generation: Generation) -> bool:
         """Whether the loop begins in another request than its timetable was set in."""
-        begun = generation.report.calls or generation.steps_seen or self._passed
         # A thread that calls the model alone knows of no request.
         asked = requests.get()
-        return not begun and asked is not None and asked is not self._request()
+        return not generation.report.calls and asked is not None and asked is not self._request()
 
     def timesteps_set(self, scheduler: Any, kind: str) -> None:
         """Starts a generation; the scheduler has a new timetable."""

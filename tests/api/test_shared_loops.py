@@ -5,6 +5,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -214,6 +215,7 @@ def test_a_request_holds_no_loop_that_has_ended(unet):
         del model
         gc.collect()
         assert reference() is None
+        assert not request._loops
     assert len(request.reports) == 1
 
 
@@ -226,6 +228,22 @@ def test_a_request_inside_of_a_loop_leaves_it_open(unet, models):
             return texts
 
     run(scheduler, model, given=asking)
+    assert diffcache.report(model).mask[:, 0].tolist() == MASK
+
+
+def test_a_request_that_opens_in_the_middle_of_a_loop_is_not_its_own(unet, models):
+    scheduler, (model, _) = unet.scheduler, models
+    diffcache.wrap(model, mask=MASK, scheduler=scheduler)
+    with ExitStack() as later:
+        asked = []
+
+        def asking(texts: torch.Tensor) -> torch.Tensor:
+            asked.append(texts)
+            if len(asked) == 2:
+                later.enter_context(diffcache.request(every=3))
+            return texts
+
+        run(scheduler, model, given=asking)
     assert diffcache.report(model).mask[:, 0].tolist() == MASK
 
 
