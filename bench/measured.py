@@ -86,15 +86,22 @@ def fidelity(results: Results) -> Found | None:
 
 
 def overhead(library: str, blocks: int, column: str, bound: float, *peers: str) -> Finder:
-    """Milliseconds of a library in the overhead bench, with those of `peers` in the same run."""
+    """Milliseconds of a library in the overhead bench, with those of `peers` in the same run.
+
+    A median within the bound tells nothing where the run's own 80th percentile is beyond it.
+    """
 
     def found(results: Results) -> Found | None:
         rows = newest((r for r in results["overhead"] if "blocks" in r), "library", "blocks")
-        each = {row["library"]: row[f"{column}_p50"] for row in rows if row["blocks"] == blocks}
+        rows = [row for row in rows if row["blocks"] == blocks]
+        each = {row["library"]: row[f"{column}_p50"] for row in rows}
         if library not in each:
             return None
+        most = {row["library"]: row[f"{column}_p80"] for row in rows}[library]
         others = ", ".join(f"{peer} {each[peer]:.3f}" for peer in peers)
         text = f"{each[library]:.3f} ms" + (f" ({others})" if others else "")
+        if each[library] <= bound < most:
+            return Found(f"{text}, too unsteady to tell: up to {most:.3f}")
         return Found(text, each[library] <= bound)
 
     return found

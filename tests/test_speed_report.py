@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 HERE = {
@@ -71,7 +73,7 @@ def test_every_figure_is_found_where_there_are_rows_and_unmeasured_where_not(of,
     kernel = {"kernel": "combine", "latents": "flux", "clock": "device", "gpu": "g"} | clocks
     of_large = {"kernel": "combine", "gb_s_p50": 8.0, "copy_gb_s_p50": 10.0}
     psnr = [{"cell": "c", "tolerance": 1, "lagged": x, "host_reads": 29, "psnr": x} for x in (0, 1)]
-    added = {"added_ms_p50": 0.2, "call_ms_p50": 0.2}
+    added = {f"{name}_ms_p{share}": 0.2 for name in ("added", "call") for share in (50, 80)}
     libraries = [
         (n, b) for b in (4, 57) for n in ("adaptive", "stack", "skip", "cache-dit", "diffusers")
     ]
@@ -117,6 +119,16 @@ def test_every_figure_is_found_where_there_are_rows_and_unmeasured_where_not(of,
             fine = any(part in what for part in well)
             assert (state == "holds") is fine, what
             assert fine or state.startswith("**missed** ([why](speed.md#")
+
+
+@pytest.mark.parametrize(
+    ("median", "most", "holds"), [(0.1, 0.2, True), (-0.2, 1.2, None), (0.7, 1.0, False)]
+)
+def test_a_median_within_its_bound_may_tell_nothing(of, median, most, holds):
+    row = {"library": "stack", "blocks": 57, "added_ms_p50": median, "added_ms_p80": most}
+    found = of("measured").overhead("stack", 57, "added_ms", 0.25)({"overhead": [row]})
+    assert found.holds is holds
+    assert ("too unsteady to tell: up to 1.200" in found.text) is (holds is None)
 
 
 def test_tests_that_hold_figures_exist(of):
