@@ -1,5 +1,7 @@
 """diffcache: skip the denoiser work that can be predicted, in any diffusers pipeline."""
 
+import importlib
+
 from .api import cite, methods, report, request, unwrap, wrap, wrapped
 from .calibrating import calibrate
 from .calibration import Calibration
@@ -44,4 +46,6 @@ def __getattr__(name: str):
         from .warming import warmup
 
         return warmup
+    if name == "tiny":
+        return importlib.import_module(".tiny", __name__)
     raise AttributeError(f"module 'diffcache' has no attribute {name!r}")

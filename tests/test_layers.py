@@ -199,7 +199,7 @@ def run_watched(statement: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_import_is_lazy() -> None:
-    result = run_watched("import diffcache")
+    result = run_watched("import diffcache\ndiffcache.tiny.pipeline")
     assert result.returncode == 0, result.stderr
 
 

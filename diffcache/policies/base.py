@@ -50,6 +50,8 @@ class Step:
             are spread over it. NaN where the scheduler has none.
         grid: all steps of the run; None before its length is known.
         earlier: steps of the runs before, where one call denoises several times.
+        rows: denoiser rows of the step over those of the run's first, which guidance that ends or
+            begins on the way changes; until it is made, of the step before.
     """
 
     index: int
@@ -58,6 +60,7 @@ class Step:
     timestep: float = nan
     grid: Grid | None = None
     earlier: int = 0
+    rows: float = 1.0
 
 
 class Evidence:

@@ -41,6 +41,8 @@ class _Book(NamedTuple):
         first: the first step seen.
         seen: how many were.
         computed: how many of them were computed.
+        passed: denoiser rows of those seen, over those of a step that is first in its run.
+        spent: of those computed, likewise.
         newest: which of those seen was computed last.
         older: which of them before.
     """
@@ -48,6 +50,8 @@ class _Book(NamedTuple):
     first: int
     seen: int
     computed: int
+    passed: float
+    spent: float
     newest: int
     older: int
 
@@ -83,8 +87,8 @@ class ErrorBudget(Policy):
             or 0 computes every step. A tolerance, a quality and a share are targets, of which
             `Method.configured` puts one in place of another.
         quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
-        compute: the share of a run's steps to compute, in place of a tolerance; a sample's plan
-            makes them last exactly to the end.
+        compute: the share of a run's row-steps to compute, in place of a tolerance; a sample's
+            plan makes them last exactly to the end, also where guidance ends on the way.
         compute_rows: the sizes of a part of the batch that may be computed, one or several; the
             denoiser sees no other batch size. With a tolerance, a step computes as many samples as
             gain most by it together, and others wait; with a share, those that gain most fill the
@@ -156,7 +160,7 @@ class ErrorBudget(Policy):
 
     def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
         books = zip(state["books"], computed, strict=True)
-        return {**state, "books": [_entered(book, step.index, renewed) for book, renewed in books]}
+        return {**state, "books": [_entered(book, step, renewed) for book, renewed in books]}
 
     def fill(self, mask: list[bool], must: Sequence[bool], state: State) -> list[bool]:
         if self.compute_rows is None or not any(mask):
@@ -196,9 +200,12 @@ class ErrorBudget(Policy):
 
     def _computes(self, step: Step, book: _Book) -> bool:
         stride = _stride(step, book)
-        count = round(self.compute * len(step.grid.times[book.first :: stride]))
-        plan = planned(step.grid, book.first, stride, count)
-        return plan.computes(book.seen, count - book.computed, book.newest, book.older)
+        # What is yet to come has as many rows as the step before.
+        ahead = len(step.grid.times[book.first :: stride]) - book.seen
+        count = round(self.compute * (ahead + book.passed / step.rows))
+        left = max(round(count - book.spent / step.rows), 0)
+        plan = planned(step.grid, book.first, stride, book.computed + left)
+        return plan.computes(book.seen, left, book.newest, book.older)
 
 
 def _stride(step: Step, book: _Book) -> int:
@@ -246,11 +253,12 @@ def _gain(rated: _Rated | None, book: _Book, tolerance: float) -> float:
     return priced(gaps, price).gain(book.seen, book.newest, book.older)
 
 
-def _entered(book: _Book | None, index: int, computed: bool) -> _Book:
-    """A sample's book after step number `index`, from `book`, None where it is the first seen."""
+def _entered(book: _Book | None, step: Step, computed: bool) -> _Book:
+    """A sample's book after `step`, from `book`, None where it is the first seen."""
     if book is None:
-        book = _Book(index, 0, 0, 0, 0)
-    seen = book.seen + 1
+        book = _Book(step.index, 0, 0, 0.0, 0.0, 0, 0)
+    book = book._replace(seen=book.seen + 1, passed=book.passed + step.rows)
     if not computed:
-        return book._replace(seen=seen)
-    return _Book(book.first, seen, book.computed + 1, book.seen, book.newest)
+        return book
+    done, spent = book.computed + 1, book.spent + step.rows
+    return book._replace(computed=done, spent=spent, newest=book.seen - 1, older=book.newest)

@@ -270,7 +270,7 @@ class Generation:
         for run in self.runs:
             # Caches only grow within a run, so that its end is where they are largest.
             self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
-            self.report.trace.extend(run.trace)
+            self.report.trace.extend(run.timetable.trace(run.books))
             self.masks.extend(mask for mask, _ in run.books)
             for text in run.notes:
                 self.report.note(text)

@@ -13,6 +13,10 @@ Rule = Literal["skip", "policy", "first", "protect", "cap", "full"]
 """What bound at a step for a sample; `Event` says what each means."""
 
 
+Outcome = tuple[list[bool], list[Rule | None]]
+"""The mask of a step, and by sample what had it computed whatever the policy said."""
+
+
 class Event(NamedTuple):
     """One step of a generation, and why each sample was computed or skipped.
 

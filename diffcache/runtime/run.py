@@ -15,7 +15,7 @@ from .composition import Composition, Stage
 from .corrections import Corrections
 from .lanes import Lanes
 from .recorder import recording
-from .report import Event, Rule
+from .report import Outcome, Rule
 from .rows import joined
 from .schedulers import stochastic_by_call, stochastic_by_kind
 from .timetable import Timetable
@@ -72,8 +72,7 @@ class Run:
         # By sample, what has the step computed whatever the policy says.
         self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
-        # By step: its mask, and what was forced.
-        self.books: list[tuple[list[bool], list[Rule | None]]] = []
+        self.books: list[Outcome] = []
         self.notes: list[str] = []
         if method.guards.stochastic:
             self._unless_forced(stochastic_by_kind(scheduler, kind))
@@ -250,6 +249,8 @@ class Run:
             self.awaiting.pop()(prediction)
         if (recorder := recording.get()) is not None:
             recorder.predicted(prediction, self.total)
+        if self.timetable.counts_anew(self.step_rows / self.samples):
+            self._enter(self.index)
         self._observe(prediction, latents)
         self.note(self.lanes.next_step())
         self._enter(self.index + 1)
@@ -290,11 +291,3 @@ class Run:
             truth = mask if alike else [all(each) for each in zip(mask, *seen, strict=True)]
             self._settled = mask, truth
         return self._settled
-
-    @property
-    def trace(self) -> list[Event]:
-        """What happened at each step, which are numbered on from those of earlier runs."""
-        table = self.timetable
-        return [
-            Event.of(table.earlier + i, table.timestep(i), *b) for i, b in enumerate(self.books)
-        ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import inf, nan
 from typing import Any
@@ -13,6 +15,7 @@ from diffcache.policies import Grid, Step
 from .guards import Guards
 from .history import Anchor
 from .reading import number, on_host
+from .report import Event, Outcome
 from .schedulers import (
     coordinates,
     course,
@@ -56,6 +59,7 @@ class Timetable:
         self.opening: Tensor | float | None = None
         self.total: int | None = None
         self._grid: Grid | None = None
+        self._rows, self._share = 0.0, 1.0
         self._steps: list[tuple[Anchor, Step]] = []
 
     def locate(
@@ -136,7 +140,22 @@ class Timetable:
 
     def at(self, index: int) -> tuple[Anchor, Step]:
         """When step number `index` is made, and what policies are told of it."""
-        return self._steps[index] if index < len(self._steps) else self._at(index)
+        now, step = self._steps[index] if index < len(self._steps) else self._at(index)
+        return now, step if self._share == 1.0 else replace(step, rows=self._share)
+
+    def counts_anew(self, rows: float) -> bool:
+        """Takes in how many denoiser rows a sample had; whether those of steps change with it."""
+        known, self._rows = self._share, self._rows or rows
+        if rows:
+            self._share = rows / self._rows
+        return self._share != known
+
+    def trace(self, outcomes: Sequence[Outcome]) -> list[Event]:
+        """What happened at each step, which are numbered on from those of earlier runs."""
+        return [
+            Event.of(self.earlier + index, self.timestep(index), *outcome)
+            for index, outcome in enumerate(outcomes)
+        ]
 
     def _at(self, index: int) -> tuple[Anchor, Step]:
         place = self._place(index)

@@ -33,6 +33,18 @@ def test_guidance_that_ends_on_the_way(unet, generate, method):
     assert torch.equal(cut(), plain)
 
 
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("compute", [0.5, 0.65])
+def test_a_share_counts_rows_where_guidance_ends_on_the_way(unet, generate, compute, ratio):
+    diffcache.wrap(unet, compute=compute)
+    end = SDCFGCutoffCallback(cutoff_step_ratio=ratio)
+    generate(unet, 1, steps=40, callback_on_step_end=end)
+    report = diffcache.report(unet)
+    assert report.total == 40 + round(40 * ratio) + 1
+    # By a step of two rows at most.
+    assert abs(report.computed - compute * report.total) <= 2
+
+
 @pytest.mark.parametrize(("before", "after"), [(8.0, 1.5), (1.5, 8.0), (2.5, 2.5)])
 def test_a_change_of_guidance_is_not_corrected_as_an_error(before, after):
     pipe = tiny.pipeline("unet")

@@ -1,6 +1,7 @@
 """A share of the run as a target, a fixed size of the batch's part, and tolerances by name."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,22 @@ def test_a_share_of_the_run_is_met_by_every_sample(steps, compute, seed):
 def test_the_last_steps_are_not_starved():
     mask = played(ErrorBudget(compute=0.4), grid(50, 1), [1.0], 1)
     assert mask[25:49].sum() >= 3
+
+
+@pytest.mark.parametrize("rows", [(1.0, 2.0), (1.0, 0.5), (1.0, 1.5, 1.0), (1.0, 1 / 3)])
+@pytest.mark.parametrize("compute", [0.5, 0.8])
+def test_a_share_is_one_of_row_steps(compute, rows):
+    plan, policy = grid(36, 6), ErrorBudget(compute=compute)
+    state, computed, known = policy.init(1), 0.0, 1.0
+    cost = [rows[i * len(rows) // 36] for i in range(36)]
+    for i in range(36):
+        step = Step(i, 36, plan.weights[i], grid=plan, rows=known)
+        mask, state = policy.decide(step, ForecastError([NAN]), state)
+        mask = [mask[0] or plan.protected[i]]
+        known = cost[i]
+        state = policy.observe(replace(step, rows=known), torch.zeros(1).double(), mask, state)
+        computed += known * mask[0]
+    assert abs(computed - compute * sum(cost)) <= max(rows[-2:])
 
 
 @pytest.mark.parametrize("compute", [0.3, 0.5])
