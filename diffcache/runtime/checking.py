@@ -70,7 +70,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     full = attachment.run(turn)
     alike = why is None and _agree(turn, output, full, as_index(mask))
     if alike is None:
-        turn.run.couple_samples()
+        turn.run.decisions.couple()
         report.note(
             "a mixed step could not be checked, as what it computes is not finite, so all samples "
             "of this run are computed together"
@@ -91,7 +91,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         f"{why or 'the denoiser couples the rows of a batch'}, so all samples are computed together"
     )
     checked.update(dict.fromkeys(kinds, why))
-    turn.run.couple_samples()
+    turn.run.decisions.couple()
     report.note(why)
     return full
 

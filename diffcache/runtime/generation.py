@@ -108,19 +108,18 @@ class Generation:
         run = self.run
         if run.scheduler is not scheduler:
             return
-        self.steps_seen += 1
+        repeated = run.repeats(arguments.get("timestep"))
+        if run.ahead and not repeated:
+            run.ahead -= 1
+            return
+        self.steps_seen += not repeated
         if not isinstance(arguments.get("model_output"), Tensor):
             return self._give_up("the scheduler steps something that is not one tensor")
         limit = self.method.guards.max_cache_bytes
         outgrown = limit is not None and run.bytes > limit
         if outgrown and self.fall_back is None:
             return self._give_up(f"the caches outgrew max_cache_bytes={limit}")
-        samples = run.samples
         run.stepped(arguments, latents, self.expected_steps)
-        if samples is not None and samples != run.samples:
-            # The step's calls were still taken for those of the other samples.
-            changed = f"the number of samples changed from {samples} to {run.samples}"
-            run.forget(changed, run.index - 1)
         if self.told is not None and run.index == 1:
             self.told(arguments["model_output"], run.total)
         if outgrown:
@@ -174,11 +173,9 @@ class Generation:
         else:
             output = run_first(attachment, turn, self.checked, self.report)
         report, run = self.report, turn.run
-        report.total += turn.rows
+        report.called(turn.rows, turn.computed, turn.ran)
         run.step_rows += turn.rows
         report.rows = max(report.rows, run.step_rows)
-        report.computed += turn.computed
-        report.calls += turn.ran
         if run.samples is not None:
             run.lane_masks.append(turn.sample_mask)
         return output
@@ -187,9 +184,7 @@ class Generation:
         """Computes a call that no run serves."""
         sample = next(iter(tensor_leaves((args, kwargs))), None)
         rows = sample.shape[0] if sample is not None and sample.ndim else 1
-        self.report.calls += 1
-        self.report.computed += rows
-        self.report.total += rows
+        self.report.called(rows, rows)
         args, kwargs = kept((args, kwargs))
         return invoke(*args, **kwargs)
 
@@ -216,7 +211,7 @@ class Generation:
                     "the denoiser is called at another timestep, and no scheduler step was "
                     "observed, as where a pipeline steps copies of its scheduler"
                 )
-            run.uniform = self.checked.why_coupled is not None
+            run.decisions.uniform = self.checked.why_coupled is not None
         elif run.index:
             run.follow(timestep_of(arguments))
         if self.version is not None and not run.step_rows:
@@ -224,7 +219,7 @@ class Generation:
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments, self.watched)
         if torch.is_grad_enabled() and (self.trained() or _ask_gradients((args, kwargs))):
-            run.differentiate()
+            run.decisions.differentiate()
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
         if not (lane.histories or lane.memory or turn.mask is None or turn.full):
             self.report.note(lane.shortage)
@@ -274,8 +269,8 @@ class Generation:
             self.masks.extend(mask for mask, _ in run.books)
             for text in run.notes:
                 self.report.note(text)
-            if run.full:
-                self.report.note(f"computed in full: {run.full}")
+            if why := run.decisions.full:
+                self.report.note(f"computed in full: {why}")
             if (run.samples or 1) > 1:
                 self.report.note(self.checked.why_coupled)
         self.runs.clear()

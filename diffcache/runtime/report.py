@@ -94,6 +94,12 @@ class Report:
         """Row-steps computed over row-steps of the plain pipeline; 1 where nothing ran."""
         return self.computed / self.total if self.total else 1.0
 
+    def called(self, rows: int, computed: float, ran: bool = True) -> None:
+        """Counts a denoiser call of so many rows, and whether it ran the denoiser at all."""
+        self.total += rows
+        self.computed += computed
+        self.calls += ran
+
     def note(self, text: str | None) -> None:
         """Adds a note once, where there is something to note."""
         if text is not None and text not in self.notes:

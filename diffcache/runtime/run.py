@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache.policies import Decision, DraftError, ForecastError, ModuleChange, ProbeChange, State
+from diffcache.policies import DraftError, ForecastError, ModuleChange, ProbeChange
 
 from .composition import Composition, Stage
 from .corrections import Corrections
+from .decisions import Decisions
 from .lanes import Lanes
 from .recorder import recording
-from .report import Outcome, Rule
+from .report import Outcome
 from .rows import joined
 from .schedulers import stochastic_by_call, stochastic_by_kind
 from .timetable import Timetable
@@ -34,8 +35,10 @@ class Run:
         measures_modules: whether the policy reads how far each module's output is from its last.
         corrections: made to the samples, where that is known how.
         keeps_past: whether evidence, corrections or damping read earlier predictions.
+        decisions: what is computed of each step.
         stage: what is known of the evaluation that is being made, once the batch size is.
         awaiting: told the guided prediction of the step that is being made, once.
+        ahead: how many scheduler steps at the current timestep come before the one that counts.
     """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
@@ -45,6 +48,7 @@ class Run:
         self.evaluates_twice = hasattr(type(scheduler), "state_in_first_order")
         self.timetable = Timetable(scheduler, earlier)
         self.total: int | None = None
+        self.decisions = Decisions(method)
         self._enter(0)
         self.predictor = method.predictor
         self.in_forward = method.policy.evidence is ProbeChange
@@ -55,6 +59,8 @@ class Run:
         measured = method.damps or method.policy.evidence is ForecastError
         self.keeps_past = measured or self.corrections is not None
         self.awaiting: list[Callable[[Tensor], None]] = []
+        self.ahead = self._repeats = 0
+        self._opening: Any = None
         self._moved: Tensor | None = None
         self._edited = nan
         self.samples: int | None = None
@@ -63,19 +69,11 @@ class Run:
         self.stage: Stage | None = None
         self.stage_number = 0
         self.step_rows = 0
-        self.full: str | None = None
-        self.uniform = False
-        self.decision: list[bool] | None = None
-        # Where the policy decides by group of modules: each one's mask, and those there are any of.
-        self.groups: dict[str, list[bool]] = {}
-        self.present: set[str] = set()
-        # By sample, what has the step computed whatever the policy says.
-        self.forced: list[Rule | None] = []
         self.lane_masks: list[list[bool]] = []
         self.books: list[Outcome] = []
         self.notes: list[str] = []
         if method.guards.stochastic:
-            self._unless_forced(stochastic_by_kind(scheduler, kind))
+            self.decisions.unless_forced(stochastic_by_kind(scheduler, kind))
 
     @property
     def bytes(self) -> int:
@@ -89,9 +87,9 @@ class Run:
 
     def follow(self, timestep: Tensor | float | None) -> None:
         """Computes everything where `timestep` is surely not that of the current step."""
-        known = self.full is not None or timestep is None
-        if not known and self.timetable.elsewhere(timestep, self.index):
-            self._unless_forced("the scheduler is not stepped from each timestep to the next")
+        if self.decisions.full is None and self.timetable.elsewhere(timestep, self.index):
+            why = "the scheduler is not stepped from each timestep to the next"
+            self.decisions.unless_forced(why)
 
     def _locate(self, timestep: Any, total: int | None) -> None:
         """Settles where in the timetable the run is, with its first step."""
@@ -102,7 +100,7 @@ class Run:
         self._enter(self.index)
         self.lanes.restamp(self.now.time)
         if self.total <= guards.few_steps:
-            self._unless_forced(f"a run of {self.total} steps has too few to skip any")
+            self.decisions.unless_forced(f"a run of {self.total} steps has too few to skip any")
 
     def _enter_stage(self) -> None:
         """Makes the stage of the current number, of a known batch size, the one that is used."""
@@ -135,95 +133,36 @@ class Run:
         self._unmeasured = torch.full((samples,), nan, dtype=torch.float64)
         self.stages.clear()
         self._enter_stage()
-        self._compute_all()
-        self.forced = ["first"] * samples
+        self.decisions.begin(samples)
         self.lane_masks, self._settled = [], None
 
-    def couple_samples(self) -> None:
-        """From this step on, all samples are computed together or none is."""
-        self.uniform = True
-        if self.decision is not None and (self.groups or any(self.decision)):
-            self._compute_all()
+    def repeats(self, timestep: Any) -> bool:
+        """Whether the first step is made once more, with no call of the denoiser in between."""
+        if self.index != 1 or self.step_rows or timestep is None or self._opening is None:
+            return False
+        return self.timetable.same(timestep, self._opening)
 
-    def _unless_forced(self, why: str | None) -> None:
-        """Computes everything for this reason, if it is one, which `force` overrules."""
-        if self.full is None and why is not None and not self.method.guards.force:
-            self.full = f"{why}; force=True skips all the same"
+    def _retake(self) -> None:
+        """Takes the first step back; of as many at each timestep the last one counts.
 
-    def differentiate(self) -> None:
-        """Computes everything, as nobody could go back through a forecast."""
-        self.full = "gradients flow through the denoiser; torch.no_grad() lets it skip"
-        if self.decision is not None:
-            self._compute_all()
-
-    def _compute_all(self) -> None:
-        self.decision = [True] * self.samples
-        self.groups = {}
-
-    def decide(self) -> list[bool] | None:
-        """The step's mask `[samples]`, taken once a step; None where a probe is to be asked.
-
-        Before the batch size is known everything is computed, which `None` samples stand for.
+        Cosmos 1 has its scheduler predict the clean sample of each branch, and then makes the step.
         """
-        if self.decision is not None or self.samples is None:
-            return self.decision
-        stage = self.stage
-        if self.full is None:
-            self.forced = self.method.guards.bound(self.index, self.total, stage.skipped)
-        else:
-            self.forced = ["full"] * self.samples
-        if self.in_forward:
-            if all(self.forced):
-                self.decision = [True] * self.samples
-            return self.decision
-        evidence = stage.collector.before(self.now)
-        policy = self.method.policy
-        wanted, stage.state = policy.decide(self.step, evidence, stage.state)
-        self.decision = self._bind(wanted, policy.groups or evidence.groups)
-        return self.decision
-
-    def ask(self, change: Tensor, state: State | None) -> tuple[list[bool], State]:
-        """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
-        policy = self.method.policy
-        state = policy.init(self.samples) if state is None else state
-        wanted, state = policy.decide(self.step, ProbeChange(change), state)
-        mask = self._bind(wanted)
-        return mask, policy.observe(self.step, self._unmeasured, mask, state)
-
-    def rejected(self, error: Tensor) -> list[bool]:
-        """Which samples' drafts are not accepted, by their `error` `[samples]`."""
-        found = (~self.method.policy.accept(self.step, error)).tolist()
-        return [True] * self.samples if self.uniform and any(found) else found
-
-    def _bind(self, wanted: Decision, groups: tuple[str, ...] = ()) -> list[bool]:
-        wants = wanted.tolist() if isinstance(wanted, Tensor) else wanted
-        if isinstance(wants[0], list):
-            columns = dict(zip(groups, map(list, zip(*wants, strict=True)), strict=True))
-            self.groups = {group: self._bound(column) for group, column in columns.items()}
-            # A step counts as computed where nothing of it was bypassed.
-            seen = [c for group, c in columns.items() if group in self.present or not self.present]
-            wants = [all(column[sample] for column in seen) for sample in range(len(wants))]
-        mask = self._bound(wants)
-        if not self.groups and any(mask) and not all(mask):
-            must = [rule is not None for rule in self.forced]
-            mask = self.method.policy.fill(mask, must, self.stage.state)
-        return mask
-
-    def _bound(self, wanted: list[bool]) -> list[bool]:
-        """What a policy wants, under the guards, and alike for samples that must not differ."""
-        mask = wanted
-        if any(self.forced):
-            mask = [rule is not None or want for rule, want in zip(self.forced, mask, strict=True)]
-        return [True] * self.samples if self.uniform and any(mask) else mask
+        self._repeats += 1
+        self.samples = self.stage = None
+        self.timetable.rows = 0.0
+        self.books.clear()
+        self._enter(0)
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
+        if self.ahead or self.repeats(arguments.get("timestep")):
+            return {}
         if self.index:
             self.follow(arguments.get("timestep"))
         # A loop may step again after an error, and make calls before it does.
         self._settled = self._moved = None
-        known = self.corrections is not None and self.full is None and self.samples is not None
-        if not (known and any(self.stage.skipped)):
+        known = self.corrections is not None and self.samples is not None
+        if not (known and self.decisions.full is None and any(self.stage.skipped)):
             return {}
         changed = self.corrections.step(
             self.scheduler, arguments, self._outcome()[1], self.stage, self.lanes, self.now
@@ -239,12 +178,16 @@ class Run:
         `total` gives the pipeline's own count of steps, if it keeps one.
         """
         prediction = arguments["model_output"]
-        if self.samples != prediction.shape[0]:
-            self._begin_with(prediction.shape[0])
+        if self.repeats(arguments.get("timestep")):
+            self._retake()
+        before, samples = self.samples, prediction.shape[0]
+        if samples != before:
+            self._begin_with(samples)
         if self.total is None:
-            self._locate(arguments.get("timestep"), total())
-        if self.full is None and self.method.guards.stochastic:
-            self._unless_forced(stochastic_by_call(arguments))
+            self._opening = arguments.get("timestep")
+            self._locate(self._opening, total())
+        if self.decisions.full is None and self.method.guards.stochastic:
+            self.decisions.unless_forced(stochastic_by_call(arguments))
         while self.awaiting:
             self.awaiting.pop()(prediction)
         if (recorder := recording.get()) is not None:
@@ -257,13 +200,16 @@ class Run:
         if self.evaluates_twice:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1
             self._enter_stage()
-        self.step_rows = 0
-        self.decision, self.groups = None, {}
+        self.step_rows, self.ahead = 0, self._repeats
+        self.decisions.next_step()
+        if before not in (None, samples):
+            # The step's calls were still taken for those of the other samples.
+            self.forget(f"the number of samples changed from {before} to {samples}", self.index - 1)
 
     def _observe(self, prediction: Tensor, latents: Tensor) -> None:
         """Evidence and books for the step just made."""
         (mask, truth), stage = self._outcome(), self.stage
-        if self.full is None and (not self.in_forward or any(truth)):
+        if self.decisions.full is None and (not self.in_forward or any(truth)):
             policy = self.method.policy
             found = stage.collector.after(self.now, prediction, latents, truth)
             error = self._unmeasured
@@ -276,13 +222,13 @@ class Run:
                 stage.keep(made_with, self.now, truth)
         self._moved = None
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
-        self.books.append((mask, self.forced))
+        self.books.append((mask, self.decisions.forced))
         self.lane_masks = []
 
     def _outcome(self) -> tuple[list[bool], list[bool]]:
         """The step's mask, and whose predictions come of nothing but computed calls."""
         if self._settled is None:
-            mask, seen = self.decision, self.lane_masks
+            mask, seen = self.decisions.mask, self.lane_masks
             if mask is None or self.verifies or seen.count(mask) < len(seen):
                 decided = None if self.verifies else mask
                 unasked = decided is None and not (self.in_forward or self.verifies)

@@ -42,6 +42,7 @@ class Timetable:
         opening: what the denoiser was first called at, in its own terms; None before.
         earlier: steps that the call made in other runs before.
         total: steps of the run; None before its first step was seen.
+        rows: denoiser rows that the run's first step had, a sample; 0 before.
     """
 
     def __init__(self, scheduler: Any, earlier: int = 0) -> None:
@@ -59,7 +60,7 @@ class Timetable:
         self.opening: Tensor | float | None = None
         self.total: int | None = None
         self._grid: Grid | None = None
-        self._rows, self._share = 0.0, 1.0
+        self.rows, self._share = 0.0, 1.0
         self._steps: list[tuple[Anchor, Step]] = []
 
     def locate(
@@ -145,9 +146,9 @@ class Timetable:
 
     def counts_anew(self, rows: float) -> bool:
         """Takes in how many denoiser rows a sample had; whether those of steps change with it."""
-        known, self._rows = self._share, self._rows or rows
+        known, self.rows = self._share, self.rows or rows
         if rows:
-            self._share = rows / self._rows
+            self._share = rows / self.rows
         return self._share != known
 
     def trace(self, outcomes: Sequence[Outcome]) -> list[Event]:

@@ -54,7 +54,7 @@ class Turn:
         self.mask: list[bool] | None = None
         self.groups: dict[str, list[bool]] = {}
         self.parts: list[list[bool]] = []
-        self._settle(run.decide())
+        self._settle(run.decisions.decide(run.step, run.now, run.stage))
         if run.measures_modules and run.samples is not None:
             run.stage.collector.attend(lane)
 
@@ -76,7 +76,7 @@ class Turn:
                 )
         elif decision is not None:
             self.mask = samples_to_rows(decision, self.rows)
-            if groups := self.run.groups:
+            if groups := self.run.decisions.groups:
                 self.groups = {name: samples_to_rows(m, self.rows) for name, m in groups.items()}
 
     def ask(self, sums: Tensor) -> None:
@@ -105,7 +105,8 @@ class Turn:
             self.run.note("the first block gave the same at two steps, so all blocks were computed")
             return self.compute_all()
         # Branches see different changes, so that each has a policy's memory of its own.
-        mask, memory["policy"] = self.run.ask(change / size, memory.get("policy"))
+        run, known = self.run, memory.get("policy")
+        mask, memory["policy"] = run.decisions.ask(run.step, change / size, known)
         self._settle(mask)
 
     @property
@@ -207,7 +208,7 @@ class Turn:
         """
         samples = self.run.samples
         errors = on_host(error).double().reshape(-1, samples).mean(0)
-        rejected = samples_to_rows(self.run.rejected(errors), self.rows)
+        rejected = samples_to_rows(self.run.decisions.rejected(self.run.step, errors), self.rows)
         before, self.mask = self.mask, [a or b for a, b in zip(self.mask, rejected, strict=True)]
         return self.mask != before
 
@@ -235,7 +236,7 @@ class Turn:
             corrected: whether as many are kept as corrections read.
         """
         run, lane = self.run, self.lane
-        if run.full is not None:
+        if run.decisions.full is not None:
             return self.record(key, values, group)
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask

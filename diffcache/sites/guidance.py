@@ -105,7 +105,7 @@ def _refusal(turn: Turn) -> str | None:
     if branches != 2:
         found = "one guidance branch" if branches == 1 else f"{branches} guidance branches"
         return f"a call has {found} a sample and not two"
-    if turn.run.uniform:
+    if turn.run.decisions.uniform:
         return "some rows of a batch are not computed alone"
     if not turn.can_forecast("bias", turn.run.samples):
         return (

@@ -165,7 +165,7 @@ class _ModulesAttachment(Attachment):
             self.offloading.restore()
         played = {spot.role for spot in self.spots if spot.role in self.roles and not spot.alone}
         if turn.run.method.policy.groups:
-            turn.run.present |= played
+            turn.run.decisions.present |= played
         if not played:
             self.blind = True
         elif alone := sum(spot.alone for spot in self.spots):

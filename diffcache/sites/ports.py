@@ -122,8 +122,9 @@ class Ports:
     @contextmanager
     def set_for(self, turn: Turn) -> Iterator[None]:
         """The ports may be set for a compiled call, which computes all samples or none."""
-        if turn.run.samples is not None and turn.run.samples > 1 and not turn.run.uniform:
-            turn.run.couple_samples()
+        decisions = turn.run.decisions
+        if turn.run.samples is not None and turn.run.samples > 1 and not decisions.uniform:
+            decisions.couple()
             turn.run.note("inside of a compiled denoiser all samples are computed together")
         if turn.mixed:
             turn.compute_all()

@@ -182,7 +182,7 @@ def test_a_denoiser_with_a_timestep_of_its_own_does_not_mislead_the_clock(dit):
     latents = torch.zeros(1, 4)
     arguments = {"model_output": latents, "timestep": dit.scheduler.timesteps[0]}
     run.stepped(arguments, latents, lambda: None)
-    assert (run.timetable.begin, run.total, run.full) == (0, 20, None)
+    assert (run.timetable.begin, run.total, run.decisions.full) == (0, 20, None)
 
 
 @pytest.mark.parametrize("made", [8, 12])
