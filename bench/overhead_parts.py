@@ -23,6 +23,7 @@ from overhead_worker import SIZES, arguments, build, generation, put_on
 
 from diffcache.policies import ErrorBudget
 from diffcache.runtime import evidence
+from diffcache.runtime.decisions import Decisions
 from diffcache.runtime.generation import Generation
 from diffcache.runtime.history import History
 from diffcache.runtime.lanes import Lanes
@@ -42,7 +43,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "policy and guards": [
         (ErrorBudget, "decide"),
         (ErrorBudget, "observe"),
-        (Run, "decide"),
+        (Decisions, "decide"),
         (Run, "_observe"),
     ],
     "which branch a call continues": [

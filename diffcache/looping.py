@@ -191,8 +191,8 @@ class ModelWrapping:
         if request is not None:
             request.ended(self)
         # A timetable may be set without a loop, or in one request and the loop begin in another.
-        run = report.calls or report.steps
-        if run or self.report is None:
-            self.report = report
-        if run and request is not None:
+        if not (report.calls or report.steps):
+            return
+        self.report = report
+        if request is not None:
             request.finished(report)

@@ -86,3 +86,11 @@ def test_a_call_that_failed_and_is_made_again(unet, method, error):
     again = diffcache.report(model)
     assert failed == [at] and again.notes == report.notes
     assert torch.equal(again.mask, report.mask) and again.computed == report.computed
+
+
+def test_a_timetable_without_a_loop_leaves_no_report(unet):
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler)
+    for _ in range(2):
+        unet.scheduler.set_timesteps(STEPS)
+    with pytest.raises(ValueError, match="has not generated since it was wrapped; call"):
+        diffcache.report(unet.unet)

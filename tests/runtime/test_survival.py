@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import diffcache
+from diffcache.policies import Step
+from diffcache.runtime.decisions import Decisions
 from diffcache.runtime.history import History
 from diffcache.runtime.run import Run
 
@@ -22,7 +24,7 @@ def broken(*args: Any, **kwargs: Any) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(History, "append"), (Run, "decide"), (Run, "stepped"), (Run, "_locate")],
+    [(History, "append"), (Decisions, "decide"), (Run, "stepped"), (Run, "_locate")],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 @pytest.mark.parametrize("method", ["adaptive", "interval", "fbcache"])
@@ -54,13 +56,13 @@ def test_error_of_a_forecast(pipe, generate, monkeypatch, forgiving):
 
 def test_error_in_the_middle_finishes(pipe, generate, monkeypatch, forgiving):
     diffcache.wrap(pipe, "interval", every=4)
-    calls, plain = [], Run.decide
+    calls, plain = [], Decisions.decide
 
-    def decide(self: Run) -> Any:
-        calls.append(self.index)
-        return broken() if self.index == 9 else plain(self)
+    def decide(self: Decisions, step: Step, *rest: Any) -> Any:
+        calls.append(step.index)
+        return broken() if step.index == 9 else plain(self, step, *rest)
 
-    monkeypatch.setattr(Run, "decide", decide)
+    monkeypatch.setattr(Decisions, "decide", decide)
     assert generate(pipe).isfinite().all()
     report = diffcache.report(pipe)
     assert calls[-1] == 9
