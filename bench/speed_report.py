@@ -155,8 +155,9 @@ def lagged(rows: list[Row]) -> list[str]:
         "call, and to none with a static mask or with `wrap(pipe, lagged=True)`. It does not count "
         "the timetable, which is read when the pipeline sets it, nor that a host two steps ahead "
         "of the device waits for the older one's evidence. Once in the life of a wrapped pipeline "
-        "the first mixed step of a batch is computed twice and compared, which is one read; and a "
-        "pipeline that makes a new timestep for each guidance branch (Flux with true guidance) has "
+        "the first mixed step of a batch with its first row, and the first without, are computed "
+        "twice and compared, which is one read each; and a pipeline that makes a new timestep for "
+        "each guidance branch (Flux with true guidance) has "
         "one read in the first step of each generation, static masks and lagged evidence included; "
         "a loop of one's own that makes a new timestep for each call has one a call. "
         "Conditioning that a pipeline rebuilds in each step is compared by value, a read a tensor.",

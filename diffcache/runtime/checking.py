@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,12 @@ def unchecked(attachment: Any, turn: Turn, checked: Checked) -> bool:
     """Whether a call of several rows may be mixed, and no mixed one of its kind is in `checked`."""
     # A draft that some rows reject becomes a mixed step.
     settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
-    return not settled and not all(kind in checked for kind in _kinds(attachment, turn))
+    if settled:
+        return False
+    # Which rows a mixed step computes is yet to be decided in the call.
+    undecided = turn.mask is None or turn.verifies
+    kinds = _kinds(attachment, turn, (True, False) if undecided else None)
+    return not all(kind in checked for kind in kinds)
 
 
 def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> Any:
@@ -51,7 +56,6 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     run stops mixing.
     """
     decided = turn.expose_row()
-    kinds = _kinds(attachment, turn)
     before = turn.lane.snapshot()
     begun = None if decided is None else turn.lane.snapshot()
     output = why = None
@@ -64,6 +68,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         why = f"some rows of a batch could not be computed apart ({found})"
     if not turn.mixed:
         return output
+    kinds = _kinds(attachment, turn)
     mask, parts, after = turn.mask, turn.parts, turn.lane.snapshot()
     turn.lane.restore(before)
     turn.compute_all()
@@ -78,7 +83,7 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         return full
     if alike:
         checked.update(dict.fromkeys(kinds))
-        report.note("rows are independent: one mixed step was computed twice to make sure")
+        report.note("rows are independent: a mixed step was computed twice to make sure")
         if decided is not None:
             # The row was exposed to be compared; later calls of the kind leave it as decided.
             turn.lane.restore(begun)
@@ -96,13 +101,21 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     return full
 
 
-def _kinds(attachment: Any, turn: Turn) -> list[Hashable]:
-    """Of what kinds a call is, each to be checked: one, or one for each sort of mixed modules."""
+def _kinds(
+    attachment: Any, turn: Turn, firsts: Sequence[bool] | None = None
+) -> list[tuple[Hashable, ...]]:
+    """Of what kinds a call is, each to be checked.
+
+    One, or one for each sort of mixed modules. One with the first row and one without are of two
+    kinds, as that is the row which others may take something from (OmniGen's rotary embedding);
+    `firsts` says which of the two are meant where it is not decided.
+    """
     shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
-    mixed = (path for path, mask in turn.groups.items() if any(mask) and not all(mask))
+    mixed = {path: mask for path, mask in turn.groups.items() if any(mask) and not all(mask)}
     # Blocks are alike, and what couples rows is a sort of attention in all of them.
-    sorts = {path.rpartition(".")[2] for path in mixed} or {None}
-    return [(attachment.key, turn.rows, shapes, sort) for sort in sorts]
+    sorts = {(path.rpartition(".")[2], mask[0]) for path, mask in mixed.items()}
+    sorts = sorts or {(None, first) for first in firsts or (turn.mask[0],)}
+    return [(attachment.key, turn.rows, shapes, *sort) for sort in sorts]
 
 
 def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool | None:

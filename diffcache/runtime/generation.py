@@ -175,6 +175,7 @@ class Generation:
         report, run = self.report, turn.run
         report.called(turn.rows, turn.computed, turn.ran)
         run.step_rows += turn.rows
+        run.widest = max(run.widest, turn.rows)
         report.rows = max(report.rows, run.step_rows)
         if run.samples is not None:
             run.lane_masks.append(turn.sample_mask)
@@ -214,6 +215,8 @@ class Generation:
             run.decisions.uniform = self.checked.why_coupled is not None
         elif run.index:
             run.follow(timestep_of(arguments))
+            if run.stage is None:
+                run.keep_folded()
         if self.version is not None and not run.step_rows:
             self._compare_version(run)
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
@@ -228,7 +231,7 @@ class Generation:
     def _compare_version(self, run: Run) -> None:
         """Starts afresh where a callback has changed the denoiser since the last step."""
         version = self.version()
-        if run.index and version != self._version:
+        if run.index and self._version not in (None, version):
             run.forget("weights, adapters or attention processors changed", run.index)
         self._version = version
 

@@ -36,6 +36,7 @@ class Run:
         corrections: made to the samples, where that is known how.
         keeps_past: whether evidence, corrections or damping read earlier predictions.
         decisions: what is computed of each step.
+        step_rows, widest: denoiser rows of the current step so far, and of the run's largest call.
         stage: what is known of the evaluation that is being made, once the batch size is.
         awaiting: told the guided prediction of the step that is being made, once.
         ahead: how many scheduler steps at the current timestep come before the one that counts.
@@ -68,7 +69,9 @@ class Run:
         self.stages: dict[int, Stage] = {}
         self.stage: Stage | None = None
         self.stage_number = 0
-        self.step_rows = 0
+        self.step_rows = self.widest = 0
+        # Whether the scheduler steps the frames of videos, all of which are taken for one sample.
+        self._folds = False
         self.lane_masks: list[list[bool]] = []
         self.books: list[Outcome] = []
         self.notes: list[str] = []
@@ -132,7 +135,10 @@ class Run:
         self.samples = samples
         self._unmeasured = torch.full((samples,), nan, dtype=torch.float64)
         self.stages.clear()
-        self._enter_stage()
+        self.stage = None
+        # What is folded may yet turn out not to be the step that counts.
+        if self.index or not self._folds:
+            self._enter_stage()
         self.decisions.begin(samples)
         self.lane_masks, self._settled = [], None
 
@@ -148,10 +154,20 @@ class Run:
         Cosmos 1 has its scheduler predict the clean sample of each branch, and then makes the step.
         """
         self._repeats += 1
-        self.samples = self.stage = None
-        self.timetable.rows = 0.0
+        self.samples, self.timetable.rows = None, 0.0
         self.books.clear()
         self._enter(0)
+
+    def keep_folded(self) -> None:
+        """Takes in that the first step was the one that counts, though it is of frames."""
+        self._enter_stage()
+        first, everyone = self.timetable.at(0)[1], [True] * self.samples
+        stage, policy = self.stage, self.method.policy
+        stage.state = policy.observe(first, self._unmeasured, everyone, stage.state)
+        self.note(
+            "the scheduler steps more rows than the denoiser is given, so all are decided on "
+            "together"
+        )
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
@@ -161,7 +177,7 @@ class Run:
             self.follow(arguments.get("timestep"))
         # A loop may step again after an error, and make calls before it does.
         self._settled = self._moved = None
-        known = self.corrections is not None and self.samples is not None
+        known = self.corrections is not None and self.stage is not None and not self._folds
         if not (known and self.decisions.full is None and any(self.stage.skipped)):
             return {}
         changed = self.corrections.step(
@@ -180,6 +196,10 @@ class Run:
         prediction = arguments["model_output"]
         if self.repeats(arguments.get("timestep")):
             self._retake()
+        if not self.index:
+            self._folds = 0 < self.widest < prediction.shape[0]
+        if self._folds:
+            prediction, latents = prediction[None], latents[None]
         before, samples = self.samples, prediction.shape[0]
         if samples != before:
             self._begin_with(samples)
@@ -197,7 +217,7 @@ class Run:
         self._observe(prediction, latents)
         self.note(self.lanes.next_step())
         self._enter(self.index + 1)
-        if self.evaluates_twice:
+        if self.evaluates_twice and self.stage is not None:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1
             self._enter_stage()
         self.step_rows, self.ahead = 0, self._repeats
@@ -209,6 +229,10 @@ class Run:
     def _observe(self, prediction: Tensor, latents: Tensor) -> None:
         """Evidence and books for the step just made."""
         (mask, truth), stage = self._outcome(), self.stage
+        self.books.append((mask, self.decisions.forced))
+        self.lane_masks = []
+        if stage is None:
+            return
         if self.decisions.full is None and (not self.in_forward or any(truth)):
             policy = self.method.policy
             found = stage.collector.after(self.now, prediction, latents, truth)
@@ -222,8 +246,6 @@ class Run:
                 stage.keep(made_with, self.now, truth)
         self._moved = None
         stage.skipped = [0 if done else n + 1 for done, n in zip(mask, stage.skipped, strict=True)]
-        self.books.append((mask, self.decisions.forced))
-        self.lane_masks = []
 
     def _outcome(self) -> tuple[list[bool], list[bool]]:
         """The step's mask, and whose predictions come of nothing but computed calls."""

@@ -143,13 +143,14 @@ class Turn:
     def expose_row(self) -> Decided | None:
         """Makes one row compute every group, so that a full run has what to be compared with.
 
-        Returns what was decided, for `cover_row`; None where there is such a row.
+        It is the last, as what the first row is left out of is to be checked without it. Returns
+        what was decided, for `cover_row`; None where there is such a row.
         """
         if not (self.groups and self.mixed and self.none):
             return None
         decided = self.mask, self.groups
-        self.mask = [True, *self.mask[1:]]
-        self.groups = {name: [True, *mask[1:]] for name, mask in self.groups.items()}
+        self.mask = [*self.mask[:-1], True]
+        self.groups = {name: [*mask[:-1], True] for name, mask in self.groups.items()}
         return decided
 
     def cover_row(self, mask: list[bool], groups: dict[str, list[bool]]) -> None:

@@ -154,6 +154,29 @@ def test_coupled_rows_are_computed_together(pipe, generate, masks, cfg):
     assert latents.isfinite().all() and again.isfinite().all()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_take_from_the_first_one_are_computed_with_it(pipe, masks, first):
+    """As OmniGen's rotary embedding does, which is of the first row for all."""
+    model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return plain(hidden_states + hidden_states[:1], *args, **kwargs)
+
+    model.forward = forward
+    with_first, without = [True, False, True, False], [False, True, False, True]
+    recorded = [[True] * 4, with_first if first else without, [True] * 4, without] * (STEPS // 4)
+    diffcache.wrap(pipe, mask=recorded)
+    _, mask = masks(pipe)
+    # Nothing is wrong with what was computed along with the first row.
+    assert mask[1].tolist() == (with_first if first else [True] * 4)
+    assert mask[3].all() and not differ(mask[4:])
+    notes = diffcache.report(pipe).notes
+    assert any("couples the rows" in note for note in notes)
+    assert any("rows are independent" in note for note in notes) == first
+
+
 def test_rows_that_cannot_be_gathered_are_computed_together(pipe, generate, masks):
     model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     plain, rows = model.forward, len(SEEDS) * (2 if hasattr(pipe, "unet") else 1)

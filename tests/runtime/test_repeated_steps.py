@@ -10,6 +10,7 @@ from diffusers import (
     CosmosTextToWorldPipeline,
     EDMEulerScheduler,
     StableDiffusionPipeline,
+    TextToVideoSDPipeline,
 )
 from torch import Tensor
 
@@ -86,6 +87,16 @@ def test_cosmos_skips(cosmos, guidance, samples):
     assert not diffcache.report(cosmos).notes
 
 
+def test_cosmos_by_sample(cosmos):
+    diffcache.wrap(cosmos, tolerance=0.2)
+    video(cosmos, 3.0, 2)
+    alike = diffcache.report(cosmos).mask
+    with diffcache.request(tolerance=[0.2, None]) as run:
+        video(cosmos, 3.0, 2)
+    assert not alike[:, 0].all()
+    assert run.report.mask[:, 0].tolist() == alike[:, 0].tolist() and run.report.mask[:, 1].all()
+
+
 def looped(pipe: StableDiffusionPipeline, way: str) -> Tensor:
     scheduler, latents = pipe.scheduler, NOISE
     scheduler.set_timesteps(STEPS)
@@ -143,3 +154,84 @@ def test_samples_that_are_stepped_one_by_one(unet):
     assert one_by_one().isfinite().all()
     report = diffcache.report(unet.unet)
     assert (report.steps, report.rows, report.compute_fraction) == (STEPS, 2, 0.5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["plain", "guided"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_videos_whose_frames_are_stepped(bench, unet, samples, guidance):
+    """The old text to video steps a frame a row, which the denoiser is given as a further axis."""
+    torch.manual_seed(0)
+    pipe = TextToVideoSDPipeline(
+        vae=unet.vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=bench("denoisers").build("UNet3DConditionModel"),
+        scheduler=unet.scheduler,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def frames() -> Tensor:
+        return pipe(
+            prompt_embeds=PROMPTS[:samples, :, :8],
+            negative_prompt_embeds=PROMPTS[2 : 2 + samples, :, :8],
+            height=16,
+            width=16,
+            num_frames=4,
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(samples)],
+            output_type="latent",
+        ).frames
+
+    plain = frames()
+    diffcache.wrap(pipe, tolerance=0)
+    assert torch.equal(frames(), plain)
+    rows = samples * (1 + (guidance > 1))
+    for options in ({"compute": 0.5}, {"mask": ALTERNATING}):
+        diffcache.wrap(pipe, **options)
+        assert frames().isfinite().all()
+        report = diffcache.report(pipe)
+        assert (report.rows, report.computed, report.total) == (rows, 10 * rows, STEPS * rows)
+        assert report.mask.shape == (STEPS, 1)
+        assert report.notes == [
+            "the scheduler steps more rows than the denoiser is given, so all are decided on "
+            "together"
+        ]
+
+
+def test_a_batch_that_is_denoised_in_parts(unet):
+    def in_parts() -> Tensor:
+        scheduler, latents = unet.scheduler, torch.cat([NOISE] * 2)
+        scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                parts = [
+                    unet.unet(part, t, encoder_hidden_states=prompts)[0]
+                    for part, prompts in zip(latents.split(2), PROMPTS.split(2), strict=True)
+                ]
+                latents = scheduler.step(torch.cat(parts), t, latents).prev_sample
+        return latents
+
+    plain = in_parts()
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, tolerance=0)
+    assert torch.equal(in_parts(), plain)
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, compute=0.5)
+    assert in_parts().isfinite().all()
+    report = diffcache.report(unet.unet)
+    assert (report.rows, report.computed, report.total) == (4, 40, 80)
+
+
+def test_steps_before_the_first_call_are_not_of_frames(unet):
+    """As where another denoiser makes the first steps."""
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, compute=0.5)
+    scheduler, latents = unet.scheduler, NOISE
+    scheduler.set_timesteps(STEPS)
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            found = 0.1 * latents
+            if step > 2:
+                found = unet.unet(latents, t, encoder_hidden_states=PROMPTS[:2])[0]
+            latents = scheduler.step(found, t, latents).prev_sample
+    report = diffcache.report(unet.unet)
+    assert report.mask.shape == (STEPS, 2) and report.compute_fraction < 0.7
+    assert report.notes == []
