@@ -253,7 +253,7 @@ def watch(calibration: Calibration | None, generation: Generation) -> None:
             drift.append(f"latents {shape} in place of {calibration.shapes[0]}")
         if drift:
             generation.method, note = _careful(generation.method, drift)
-            generation.run.method = generation.method
+            generation.run.revise(generation.method)
             generation.report.note(note)
 
     generation.told = told

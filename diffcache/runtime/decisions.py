@@ -18,6 +18,7 @@ class Decisions:
     """Takes the decisions of a run, one a step, and holds that of the step being made.
 
     Attributes:
+        method: whose policy and guards are asked.
         full: why all of the run is computed; None where it is not.
         uniform: whether all samples are computed together or none is.
         mask: the step's, `[samples]`; None where it has none yet.
@@ -27,7 +28,7 @@ class Decisions:
     """
 
     def __init__(self, method: Composition) -> None:
-        self._policy, self._guards = method.policy, method.guards
+        self.method = method
         self.full: str | None = None
         self.uniform = False
         self.mask: list[bool] | None = None
@@ -58,7 +59,7 @@ class Decisions:
 
     def unless_forced(self, why: str | None) -> None:
         """Computes everything for this reason, if it is one, which `force` overrules."""
-        if self.full is None and why is not None and not self._guards.force:
+        if self.full is None and why is not None and not self.method.guards.force:
             self.full = f"{why}; force=True skips all the same"
 
     def _compute_all(self) -> None:
@@ -73,21 +74,21 @@ class Decisions:
             return self.mask
         skipped = stage.skipped
         if self.full is None:
-            self.forced = self._guards.bound(step.index, step.total, skipped)
+            self.forced = self.method.guards.bound(step.index, step.total, skipped)
         else:
             self.forced = ["full"] * len(skipped)
-        if self._policy.evidence is ProbeChange:
+        if self.method.policy.evidence is ProbeChange:
             if all(self.forced):
                 self.mask = [True] * len(skipped)
             return self.mask
         evidence = stage.collector.before(now)
-        wanted, stage.state = self._policy.decide(step, evidence, stage.state)
-        self.mask = self._bind(wanted, stage.state, self._policy.groups or evidence.groups)
+        wanted, stage.state = self.method.policy.decide(step, evidence, stage.state)
+        self.mask = self._bind(wanted, stage.state, self.method.policy.groups or evidence.groups)
         return self.mask
 
     def ask(self, step: Step, change: Tensor, state: State | None) -> tuple[list[bool], State]:
         """Mask `[samples]` of a lane whose probe changed by `change` `[samples]`, and its state."""
-        policy = self._policy
+        policy = self.method.policy
         state = policy.init(len(change)) if state is None else state
         wanted, state = policy.decide(step, ProbeChange(change), state)
         mask = self._bind(wanted, state)
@@ -95,7 +96,7 @@ class Decisions:
 
     def rejected(self, step: Step, error: Tensor) -> list[bool]:
         """Which samples' drafts are not accepted, by their `error` `[samples]`."""
-        found = (~self._policy.accept(step, error)).tolist()
+        found = (~self.method.policy.accept(step, error)).tolist()
         return [True] * len(found) if self.uniform and any(found) else found
 
     def _bind(self, wanted: Decision, state: State, groups: Sequence[str] = ()) -> list[bool]:
@@ -109,7 +110,7 @@ class Decisions:
         mask = self._bound(wants)
         if not self.groups and any(mask) and not all(mask):
             must = [rule is not None for rule in self.forced]
-            mask = self._policy.fill(mask, must, state)
+            mask = self.method.policy.fill(mask, must, state)
         return mask
 
     def _bound(self, wanted: list[bool]) -> list[bool]:

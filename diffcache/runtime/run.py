@@ -78,6 +78,10 @@ class Run:
         if method.guards.stochastic:
             self.decisions.unless_forced(stochastic_by_kind(scheduler, kind))
 
+    def revise(self, method: Composition) -> None:
+        """Goes on with other guards or options of the same parts."""
+        self.method = self.decisions.method = method
+
     @property
     def bytes(self) -> int:
         return self.lanes.bytes + sum(stage.bytes for stage in self.stages.values())
