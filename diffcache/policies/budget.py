@@ -45,6 +45,7 @@ class _Book(NamedTuple):
         spent: of those computed, likewise.
         newest: which of those seen was computed last.
         older: which of them before.
+        rows: what the newest took.
     """
 
     first: int
@@ -54,6 +55,7 @@ class _Book(NamedTuple):
     spent: float
     newest: int
     older: int
+    rows: float
 
 
 class _Rated(NamedTuple):
@@ -88,7 +90,7 @@ class ErrorBudget(Policy):
             `Method.configured` puts one in place of another.
         quality: a tolerance by name in place of a number: "high", "balanced" or "fast".
         compute: the share of a run's row-steps to compute, in place of a tolerance; a sample's
-            plan makes them last exactly to the end, also where guidance ends on the way.
+            plan makes them last exactly to the end, unless guidance ends or begins on the way.
         compute_rows: the sizes of a part of the batch that may be computed, one or several; the
             denoiser sees no other batch size. With a tolerance, a step computes as many samples as
             gain most by it together, and others wait; with a share, those that gain most fill the
@@ -200,10 +202,14 @@ class ErrorBudget(Policy):
 
     def _computes(self, step: Step, book: _Book) -> bool:
         stride = _stride(step, book)
-        # What is yet to come has as many rows as the step before.
-        ahead = len(step.grid.times[book.first :: stride]) - book.seen
-        count = round(self.compute * (ahead + book.passed / step.rows))
-        left = max(round(count - book.spent / step.rows), 0)
+        steps = len(step.grid.times[book.first :: stride])
+        # What is yet to come has as many rows as the step before. Where those before had others,
+        # to make up for all of that would starve the rest of the run, or make it dear.
+        rows = steps - book.seen + book.passed / step.rows
+        left = round(self.compute * rows) - book.spent / step.rows
+        left = round((left + round(self.compute * steps) - book.computed) / 2)
+        # What the cap is going to have computed is better planned.
+        left = max(left, int((steps - 1 - book.newest) // (step.grid.cap + 1)))
         plan = planned(step.grid, book.first, stride, book.computed + left)
         return plan.computes(book.seen, left, book.newest, book.older)
 
@@ -256,9 +262,11 @@ def _gain(rated: _Rated | None, book: _Book, tolerance: float) -> float:
 def _entered(book: _Book | None, step: Step, computed: bool) -> _Book:
     """A sample's book after `step`, from `book`, None where it is the first seen."""
     if book is None:
-        book = _Book(step.index, 0, 0, 0.0, 0.0, 0, 0)
+        book = _Book(step.index, 0, 0, 0.0, 0.0, 0, 0, step.rows)
     book = book._replace(seen=book.seen + 1, passed=book.passed + step.rows)
     if not computed:
         return book
-    done, spent = book.computed + 1, book.spent + step.rows
-    return book._replace(computed=done, spent=spent, newest=book.seen - 1, older=book.newest)
+    done, spent, newest = book.computed + 1, book.spent + step.rows, book.seen - 1
+    # Calls of other rows than before have nothing but themselves to be forecast from.
+    older = book.newest if step.rows == book.rows else newest
+    return book._replace(computed=done, spent=spent, newest=newest, older=older, rows=step.rows)

@@ -59,7 +59,8 @@ class Generation:
         self.fall_back: Callable[[], Any] | None = None
         self.told: Callable[[Tensor, int], None] | None = None
         self.trained: Callable[[], bool] = lambda: False
-        self._version: Hashable = None
+        # A step that another one at its timestep is expected to follow.
+        self._held: tuple | None = None
         self.broken = False
         self.steps_seen = 0
         self.masks: list[list[bool]] = []
@@ -82,6 +83,8 @@ class Generation:
         self.turn = None
         try:
             known = self.run is not None and self.run.scheduler is scheduler
+            if known and self._held is not None:
+                self._catch_up(arguments)
             return self.run.corrected(arguments) if known else {}
         except Exception as error:
             self.survive(error)
@@ -108,9 +111,12 @@ class Generation:
         run = self.run
         if run.scheduler is not scheduler:
             return
-        repeated = run.repeats(arguments.get("timestep"))
-        if run.ahead and not repeated:
-            run.ahead -= 1
+        if run.echoes(arguments):
+            return
+        repeated = run.restarts(arguments)
+        if run.repeats.ahead and not repeated:
+            run.repeats.ahead -= 1
+            self._held = scheduler, kind, arguments, latents
             return
         self.steps_seen += not repeated
         if not isinstance(arguments.get("model_output"), Tensor):
@@ -125,9 +131,16 @@ class Generation:
         if outgrown:
             self._shrink(limit, scheduler, kind)
 
+    def _catch_up(self, arguments: dict[str, Any]) -> None:
+        """Takes in a held step, unless the next one's `arguments` are at its timestep."""
+        held, self._held = self._held, None
+        if not self.run.repeats.at_same(held[2], arguments):
+            self.run.repeats.expect(more=False)
+            self._stepped(*held)
+
     def _open_run(self, scheduler: Any, kind: str) -> None:
         made = len(self.masks) + sum(run.index for run in self.runs)
-        self.run = Run(self.method, scheduler, kind, made)
+        self.run, self._held = Run(self.method, scheduler, kind, made), None
         self.runs.append(self.run)
 
     def _shrink(self, limit: int, scheduler: Any, kind: str) -> None:
@@ -200,6 +213,8 @@ class Generation:
         run = self.run
         if run is None:
             return None
+        if self._held is not None:
+            self._catch_up({})
         arguments = names(args, kwargs)
         sample, listed = arguments.pop(names.first, None), False
         if type(sample) is not Tensor or not sample.ndim:
@@ -218,22 +233,17 @@ class Generation:
             if run.stage is None:
                 run.keep_folded()
         if self.version is not None and not run.step_rows:
-            self._compare_version(run)
+            run.compare(self.version())
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
         lane = run.lanes.find(place, arguments, self.watched)
-        if torch.is_grad_enabled() and (self.trained() or _ask_gradients((args, kwargs))):
+        if torch.is_grad_enabled() and (
+            self.trained() or any(leaf.requires_grad for leaf in tensor_leaves((args, kwargs)))
+        ):
             run.decisions.differentiate()
         turn = Turn(run, lane, invoke, args, kwargs, sample.shape[0], listed)
         if not (lane.histories or lane.memory or turn.mask is None or turn.full):
             self.report.note(lane.shortage)
         return turn
-
-    def _compare_version(self, run: Run) -> None:
-        """Starts afresh where a callback has changed the denoiser since the last step."""
-        version = self.version()
-        if run.index and self._version not in (None, version):
-            run.forget("weights, adapters or attention processors changed", run.index)
-        self._version = version
 
     def edited(self) -> None:
         """Takes in that somebody has edited the latents since the last step."""
@@ -272,8 +282,7 @@ class Generation:
             self.masks.extend(mask for mask, _ in run.books)
             for text in run.notes:
                 self.report.note(text)
-            if why := run.decisions.full:
-                self.report.note(f"computed in full: {why}")
+            self.report.note(run.decisions.full and f"computed in full: {run.decisions.full}")
             if (run.samples or 1) > 1:
                 self.report.note(self.checked.why_coupled)
         self.runs.clear()
@@ -289,7 +298,3 @@ class Generation:
         self.broken = True
         self._close_runs()
         self.report.note(f"the cache was given up and everything computed from there: {why}")
-
-
-def _ask_gradients(call: Any) -> bool:
-    return any(leaf.requires_grad for leaf in tensor_leaves(call))

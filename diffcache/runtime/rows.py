@@ -106,12 +106,13 @@ def _like(tree: dict, items: dict) -> dict:
     return twin
 
 
-def take(call: Any, rows: int, index: Tensor) -> Any:
+def take(call: Any, rows: int, index: Tensor, listed: bool = False) -> Any:
     """`call` restricted to the rows in `index`, wherever a leaf or a list has `rows` rows.
 
     A leaf with several entries a row counts where it is as long as the call's main tensor, its
     first of three axes or more, or has an entry a row for each of one axis of that (AnimateDiff's
     text, for each frame); positions and rotations are of lengths that `rows` divides by accident.
+    Where samples are `listed`, so is what belongs to them, whatever the lengths of its parts.
     """
     main = next((leaf for leaf in tensor_leaves(call) if leaf.ndim >= 3), None)
     folded = main is not None and main.shape[0] % rows == 0
@@ -123,12 +124,21 @@ def take(call: Any, rows: int, index: Tensor) -> Any:
         alike = folded and leaf.ndim >= 3 and size % rows == 0 and size // rows in main.shape[1:]
         return size == rows or (folded and size == main.shape[0]) or alike
 
-    return _take(call, rows, index, batched)
+    def stacked(leaf: Any) -> bool:
+        return not listed and batched(leaf) and leaf.shape[0] == rows
+
+    return _take(call, rows, index, batched, stacked)
 
 
-def _take(tree: Any, rows: int, index: Tensor, batched: Callable[[Any], bool]) -> Any:
+def _take(
+    tree: Any,
+    rows: int,
+    index: Tensor,
+    batched: Callable[[Any], bool],
+    stacked: Callable[[Any], bool],
+) -> Any:
     def deeper(part: Any) -> Any:
-        return _take(part, rows, index, batched)
+        return _take(part, rows, index, batched, stacked)
 
     if isinstance(tree, dict):
         return _like(tree, {k: deeper(v) for k, v in tree.items()})
@@ -140,10 +150,7 @@ def _take(tree: Any, rows: int, index: Tensor, batched: Callable[[Any], bool]) -
     if (
         isinstance(tree, list)
         and len(tree) == rows
-        and not any(
-            isinstance(leaf, (int, float)) or (batched(leaf) and leaf.shape[0] == rows)
-            for leaf in tree
-        )
+        and not any(isinstance(leaf, (int, float)) or stacked(leaf) for leaf in tree)
     ):
         return [tree[i] for i in index.tolist()]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

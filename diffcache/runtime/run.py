@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from math import nan
 from typing import Any
 
@@ -16,6 +16,7 @@ from .corrections import Corrections
 from .decisions import Decisions
 from .lanes import Lanes
 from .recorder import recording
+from .repeats import Repeats
 from .report import Outcome
 from .rows import joined
 from .schedulers import stochastic_by_call, stochastic_by_kind
@@ -39,7 +40,7 @@ class Run:
         step_rows, widest: denoiser rows of the current step so far, and of the run's largest call.
         stage: what is known of the evaluation that is being made, once the batch size is.
         awaiting: told the guided prediction of the step that is being made, once.
-        ahead: how many scheduler steps at the current timestep come before the one that counts.
+        repeats: of scheduler steps that are made more than once.
     """
 
     def __init__(self, method: Composition, scheduler: Any, kind: str, earlier: int = 0) -> None:
@@ -60,8 +61,10 @@ class Run:
         measured = method.damps or method.policy.evidence is ForecastError
         self.keeps_past = measured or self.corrections is not None
         self.awaiting: list[Callable[[Tensor], None]] = []
-        self.ahead = self._repeats = 0
-        self._opening: Any = None
+        self.repeats = Repeats(self.timetable)
+        # What the scheduler was last given in place of its arguments.
+        self._given: dict[str, Tensor] = {}
+        self._version: Hashable = None
         self._moved: Tensor | None = None
         self._edited = nan
         self.samples: int | None = None
@@ -120,11 +123,18 @@ class Run:
         if text is not None and text not in self.notes:
             self.notes.append(text)
 
+    def compare(self, version: Hashable) -> None:
+        """Starts afresh where a callback has changed the denoiser since the last step."""
+        if self.index and self._version not in (None, version):
+            self.forget("weights, adapters or attention processors changed", self.index)
+        self._version = version
+
     def forget(self, why: str, step: int) -> None:
         """Drops what was computed and measured, for what happened before `step`."""
         self.lanes = Lanes(self.predictor.anchors)
         self._begin_with(self.samples)
-        self.note(f"{why} before step {step}, so the caches were started afresh")
+        if self.decisions.full is None:
+            self.note(f"{why} before step {step}, so the caches were started afresh")
 
     def edited(self) -> None:
         """Starts afresh where the latents were edited after the last step."""
@@ -146,18 +156,17 @@ class Run:
         self.decisions.begin(samples)
         self.lane_masks, self._settled = [], None
 
-    def repeats(self, timestep: Any) -> bool:
-        """Whether the first step is made once more, with no call of the denoiser in between."""
-        if self.index != 1 or self.step_rows or timestep is None or self._opening is None:
-            return False
-        return self.timetable.same(timestep, self._opening)
+    def echoes(self, arguments: dict[str, Any]) -> bool:
+        """Whether the last step is made once more, of the same prediction."""
+        return not self.step_rows and self.repeats.echo(arguments)
+
+    def restarts(self, arguments: dict[str, Any]) -> bool:
+        """Whether the first step is made once more."""
+        return self.index == 1 and not self.step_rows and self.repeats.again(arguments)
 
     def _retake(self) -> None:
-        """Takes the first step back; of as many at each timestep the last one counts.
-
-        Cosmos 1 has its scheduler predict the clean sample of each branch, and then makes the step.
-        """
-        self._repeats += 1
+        """Takes the first step back, for one that is made in its place."""
+        self.repeats.expect(more=True)
         self.samples, self.timetable.rows = None, 0.0
         self.books.clear()
         self._enter(0)
@@ -175,7 +184,10 @@ class Run:
 
     def corrected(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """What to give the scheduler's step in place of some of its arguments."""
-        if self.ahead or self.repeats(arguments.get("timestep")):
+        if self.echoes(arguments):
+            return self._given
+        self._given = {}
+        if self.repeats.ahead or self.restarts(arguments):
             return {}
         if self.index:
             self.follow(arguments.get("timestep"))
@@ -184,11 +196,11 @@ class Run:
         known = self.corrections is not None and self.stage is not None and not self._folds
         if not (known and self.decisions.full is None and any(self.stage.skipped)):
             return {}
-        changed = self.corrections.step(
+        self._given = self.corrections.step(
             self.scheduler, arguments, self._outcome()[1], self.stage, self.lanes, self.now
         )
-        self._moved = changed.get("model_output")
-        return changed
+        self._moved = self._given.get("model_output")
+        return self._given
 
     def stepped(
         self, arguments: dict[str, Any], latents: Tensor, total: Callable[[], int | None]
@@ -198,7 +210,7 @@ class Run:
         `total` gives the pipeline's own count of steps, if it keeps one.
         """
         prediction = arguments["model_output"]
-        if self.repeats(arguments.get("timestep")):
+        if self.restarts(arguments):
             self._retake()
         if not self.index:
             self._folds = 0 < self.widest < prediction.shape[0]
@@ -208,8 +220,7 @@ class Run:
         if samples != before:
             self._begin_with(samples)
         if self.total is None:
-            self._opening = arguments.get("timestep")
-            self._locate(self._opening, total())
+            self._locate(arguments.get("timestep"), total())
         if self.decisions.full is None and self.method.guards.stochastic:
             self.decisions.unless_forced(stochastic_by_call(arguments))
         while self.awaiting:
@@ -224,7 +235,8 @@ class Run:
         if self.evaluates_twice and self.stage is not None:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1
             self._enter_stage()
-        self.step_rows, self.ahead = 0, self._repeats
+        self.step_rows = 0
+        self.repeats.took(arguments)
         self.decisions.next_step()
         if before not in (None, samples):
             # The step's calls were still taken for those of the other samples.

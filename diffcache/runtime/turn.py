@@ -198,6 +198,11 @@ class Turn:
         return any(any(mask) and not all(mask) for mask in masks)
 
     @property
+    def keeps(self) -> bool:
+        """Whether anything is stored; not where all of the run is computed."""
+        return self.run.decisions.full is None
+
+    @property
     def verifies(self) -> bool:
         """Whether forecasts are drafts, to be verified inside the call."""
         return self.run.verifies
@@ -237,7 +242,7 @@ class Turn:
             corrected: whether as many are kept as corrections read.
         """
         run, lane = self.run, self.lane
-        if run.decisions.full is not None:
+        if not self.keeps:
             return self.record(key, values, group)
         mask = self.mask if mask is None else mask
         rows = None if all(mask) else mask

@@ -132,7 +132,7 @@ class _BlockStackAttachment(Attachment):
             if not recorded:
                 self.recording.settle()
                 self._take_in(turn)
-            elif turn.full and not (known or self._known(turn)):
+            elif turn.keeps and turn.full and not (known or self._known(turn)):
                 # Skip-layer guidance leaves blocks out of the calls of one branch.
                 turn.lane.memory["unbridged"] = True
             if self.modulated is not None:

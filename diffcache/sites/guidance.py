@@ -59,7 +59,7 @@ class GuidanceAttachment(OutputAttachment):
                 self._take_in(turn, leaves)
             return output
         index = turn.index()
-        computed = turn.invoke(*take((turn.args, turn.kwargs), turn.rows, index))
+        computed = turn.invoke(*take((turn.args, turn.kwargs), turn.rows, index, turn.listed))
         skipped = as_index([not row for row in turn.mask])
         conditional = turn.lane.memory["conditional"]
         merged = []

@@ -71,7 +71,7 @@ class OutputAttachment(Attachment):
         if turn.none:
             return self._fill(turn, forecast)
         index = turn.index()
-        computed = turn.invoke(*take((turn.args, turn.kwargs), turn.rows, index))
+        computed = turn.invoke(*take((turn.args, turn.kwargs), turn.rows, index, turn.listed))
         merged = [
             merge(part, whole, index)
             for part, whole in zip(by_rows(computed, turn.listed), forecast, strict=True)
@@ -91,7 +91,8 @@ class OutputAttachment(Attachment):
 
     def _shifted(self, turn: Turn, leaves: list[Tensor], sign: int) -> list[Tensor]:
         """`leaves` plus or minus the sample, where their shapes match."""
-        sample = self._names(turn.args, turn.kwargs)[self._names.first]
+        given = self._names(turn.args, turn.kwargs)[self._names.first]
+        sample = by_rows(given, turn.listed)[0]
         return [
             torch.add(leaf, sample, alpha=sign) if leaf.shape == sample.shape else leaf
             for leaf in leaves

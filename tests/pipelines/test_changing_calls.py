@@ -41,8 +41,9 @@ def test_a_share_counts_rows_where_guidance_ends_on_the_way(unet, generate, comp
     generate(unet, 1, steps=40, callback_on_step_end=end)
     report = diffcache.report(unet)
     assert report.total == 40 + round(40 * ratio) + 1
-    # By a step of two rows at most.
-    assert abs(report.computed - compute * report.total) <= 2
+    # By half of what was planned for a run of one kind of step, and a step of two rows.
+    assert abs(report.computed - compute * report.total) <= 2 + 0.04 * report.total
+    assert report.mask[-12:].sum() >= 2
 
 
 @pytest.mark.parametrize(("before", "after"), [(8.0, 1.5), (1.5, 8.0), (2.5, 2.5)])

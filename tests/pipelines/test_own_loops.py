@@ -89,32 +89,3 @@ def test_a_loop_that_goes_back_is_computed_from_there():
     report = diffcache.report(pipe)
     assert report.timeline() == "███·█···" + "█" * 8
     assert any("not stepped from each timestep to the next" in note for note in report.notes)
-
-
-def test_frames_that_are_stepped_as_samples_are_said(bench):
-    unet, samples, frames = tiny.pipeline("unet"), 2, 4
-    denoiser = bench("denoisers").build("UNet3DConditionModel", cross_attention_dim=32)
-    pipe = diffusers.TextToVideoSDPipeline(
-        unet.vae, None, None, unet=denoiser, scheduler=unet.scheduler
-    )
-    pipe.set_progress_bar_config(disable=True)
-
-    def generate() -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        prompt, negative = torch.randn(2, samples, 7, 32, generator=generator)
-        return pipe(
-            prompt_embeds=prompt,
-            negative_prompt_embeds=negative,
-            height=128,
-            width=128,
-            num_frames=frames,
-            num_inference_steps=8,
-            generator=generator,
-            output_type="latent",
-        ).frames
-
-    plain = generate()
-    diffcache.wrap(pipe)
-    assert torch.equal(generate(), plain)
-    notes = diffcache.report(pipe).notes
-    assert any("4 rows was computed, as they are not those of the 8 samples" in n for n in notes)

@@ -114,6 +114,28 @@ def looped(pipe: StableDiffusionPipeline, way: str) -> Tensor:
     return latents
 
 
+def test_a_look_ahead_at_the_first_step_alone(unet):
+    """Where another step was expected at each timestep."""
+
+    def looking(ahead: bool) -> Tensor:
+        scheduler, latents = unet.scheduler, NOISE
+        scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for step, t in enumerate(scheduler.timesteps):
+                found = unet.unet(latents, t, encoder_hidden_states=PROMPTS[:2])[0]
+                if ahead and not step:
+                    scheduler.step(0.5 * found, t, latents)
+                latents = scheduler.step(found, t, latents).prev_sample
+        return latents
+
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, mask=ALTERNATING, corrects=False)
+    wanted = looking(ahead=False)
+    assert torch.equal(looking(ahead=True), wanted)
+    report = diffcache.report(unet.unet)
+    assert report.mask[:, 0].tolist() == ALTERNATING and report.notes == []
+    assert (report.steps, report.computed, report.total) == (STEPS, 20, 40)
+
+
 @pytest.mark.parametrize("options", [{"compute": 0.5}, {"tolerance": 0.9}, {"mask": ALTERNATING}])
 @pytest.mark.parametrize("way", ["looks first", "looks twice"])
 def test_a_look_ahead_changes_nothing(unet, way, options):
@@ -134,9 +156,7 @@ def test_a_look_ahead_changes_nothing(unet, way, options):
     )
 
 
-def test_samples_that_are_stepped_one_by_one(unet):
-    """The last of them is who decides for all."""
-
+def test_samples_that_are_stepped_one_by_one_are_computed(unet):
     def one_by_one() -> Tensor:
         scheduler, latents = unet.scheduler, NOISE
         scheduler.set_timesteps(STEPS)
@@ -148,12 +168,38 @@ def test_samples_that_are_stepped_one_by_one(unet):
         return latents
 
     plain = one_by_one()
-    diffcache.wrap(unet.unet, scheduler=unet.scheduler, tolerance=0)
-    assert torch.equal(one_by_one(), plain)
     diffcache.wrap(unet.unet, scheduler=unet.scheduler, compute=0.5)
-    assert one_by_one().isfinite().all()
-    report = diffcache.report(unet.unet)
-    assert (report.steps, report.rows, report.compute_fraction) == (STEPS, 2, 0.5)
+    assert torch.equal(one_by_one(), plain)
+    notes = diffcache.report(unet.unet).notes
+    assert any("computed in full" in note for note in notes)
+
+
+@pytest.mark.parametrize("every", [1, 5, 19])
+def test_a_look_ahead_now_and_then(unet, every):
+    """With the very prediction that the step is then made with."""
+
+    def looking(every: int) -> Tensor:
+        scheduler, latents = unet.scheduler, NOISE
+        scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for step, t in enumerate(scheduler.timesteps):
+                found = unet.unet(latents, t, encoder_hidden_states=PROMPTS[:2])[0]
+                if step and step % every == 0:
+                    scheduler.step(found, t, latents)
+                latents = scheduler.step(found, t, latents).prev_sample
+        return latents
+
+    plain = looking(every)
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, tolerance=0)
+    assert torch.equal(looking(every), plain)
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, mask=ALTERNATING)
+    latents, report = looking(every), diffcache.report(unet.unet)
+    assert latents.isfinite().all()
+    assert report.mask[:, 0].tolist() == ALTERNATING and report.notes == []
+    assert (report.computed, report.total) == (20, 40)
+    # What the look ahead sees is corrected as the step itself.
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, mask=ALTERNATING)
+    assert torch.equal(looking(STEPS + 1), latents)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["plain", "guided"])

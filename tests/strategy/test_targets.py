@@ -74,7 +74,10 @@ def test_a_share_is_one_of_row_steps(compute, rows):
         known = cost[i]
         state = policy.observe(replace(step, rows=known), torch.zeros(1).double(), mask, state)
         computed += known * mask[0]
-    assert abs(computed - compute * sum(cost)) <= max(rows[-2:])
+    # Of what the front of the plan costs more or less than reckoned with, half is made up for.
+    off = played(policy, plan, [1.0])[:, 0].double() @ torch.tensor(cost).double()
+    asked = compute * sum(cost)
+    assert abs(computed - asked) <= abs(float(off) - asked) / 2 + max(rows)
 
 
 @pytest.mark.parametrize("compute", [0.3, 0.5])
