@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from diffcache.options import check_switch, frozen, meant
@@ -149,7 +149,7 @@ class Method:
         return {"lagged": self.lagged} | {
             option.name: getattr(getattr(self, part), option.name)
             for part in _PARTS
-            for option in fields(getattr(self, part))
+            for option in _options(getattr(self, part))
         }
 
     def configured(self, **options: Any) -> Method:
@@ -176,7 +176,7 @@ class Method:
         for name, part in parts.items():
             own = {
                 option.name: options[option.name]
-                for option in fields(part)
+                for option in _options(part)
                 if option.name in options
             }
             if isinstance(part, Policy):
@@ -184,6 +184,11 @@ class Method:
             elif own:
                 parts[name] = replace(part, **own)
         return replace(self, **parts, lagged=options.get("lagged", self.lagged))
+
+
+def _options(part: Any) -> list[Field]:
+    """A part's fields but for those that the runtime sets."""
+    return [field for field in fields(part) if field.metadata.get("option", True)]
 
 
 def _agrees(part: Any, kind: str, entries: Mapping[str, Any]) -> bool:

@@ -215,6 +215,13 @@ class Policy(ABC):
         raise ValueError(f"{type(self).__name__} takes no calibration; leave out calibration=")
 
 
+def decides_alone(policy: object) -> bool:
+    """Whether this is a policy that takes one decision a sample from the step alone."""
+    if not isinstance(policy, Policy) or policy.evidence is not NoEvidence:
+        return False
+    return not (policy.groups or policy.by_group)
+
+
 def labelled(label: str, state: State) -> State:
     """The state of one of several policies, for the state of what asks them all."""
     return {f"{label}.{name}": value for name, value in state.items()}

@@ -196,6 +196,8 @@ class ErrorBudget(Policy):
         )
 
     def _planned(self, step: Step, books: list[_Book | None]) -> list[bool]:
+        if step.grid is None:
+            return [True] * len(books)
         # Samples follow a plan alike, unless a guard or a full part of the batch set them apart.
         wanted = {book: book is None or self._computes(step, book) for book in set(books)}
         return [wanted[book] for book in books]

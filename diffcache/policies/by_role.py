@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .base import NoEvidence, Policy, State, Step, labelled, part_of
+from .base import (
+    NoEvidence,
+    Policy,
+    State,
+    Step,
+    compute_all,
+    decides_alone,
+    labelled,
+    part_of,
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +31,10 @@ class ByRole(Policy):
 
     Args:
         policies: a mapping from role ("self", "cross", "temporal", "mlp") to a policy that reads
-            no evidence.
+            no evidence and has no groups of its own.
 
     Raises:
-        ValueError: no policy was given, or one reads evidence.
+        ValueError: no policy was given, or one reads evidence or has groups.
     """
 
     policies: tuple[tuple[str, Policy], ...]
@@ -42,7 +51,7 @@ class ByRole(Policy):
                 f"policies={given!r} has no policy for a role; try ByRole({{'self': Interval(2)}})"
             )
         for role, policy in pairs:
-            if not isinstance(policy, Policy) or policy.evidence is not NoEvidence:
+            if not decides_alone(policy):
                 raise ValueError(
                     f"ByRole: {policy!r} for {role!r} is no policy that decides from the step "
                     f"alone; try ByRole({{{role!r}: Interval(2)}})"
@@ -54,9 +63,10 @@ class ByRole(Policy):
         return tuple(role for role, _ in self.policies)
 
     def init(self, samples: int) -> State:
+        # Of each role, who was computed because its own policy wanted to.
         state: State = {}
         for role, policy in self.policies:
-            state |= labelled(role, policy.init(samples))
+            state |= labelled(role, {**policy.init(samples), "wanted": compute_all(samples)})
         return state
 
     def decide(self, step: Step, evidence: NoEvidence, state: State) -> tuple[Tensor, State]:
@@ -64,5 +74,15 @@ class ByRole(Policy):
         for role, policy in self.policies:
             mask, own = policy.decide(step, evidence, part_of(state, role))
             masks.append(torch.as_tensor(mask))
-            after |= labelled(role, own)
+            after |= labelled(role, {**own, "wanted": masks[-1]})
         return torch.stack(masks, 1), after
+
+    def observe(self, step: Step, error: Tensor, computed: Sequence[bool], state: State) -> State:
+        after: State = {}
+        for role, policy in self.policies:
+            own = part_of(state, role)
+            wanted = own.pop("wanted")
+            done = torch.as_tensor(computed) | wanted
+            learnt = policy.observe(step, error, done.tolist(), own)
+            after |= labelled(role, {**learnt, "wanted": wanted})
+        return after

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from diffcache.options import are_numbers, check_count, check_number
 
-from .base import Decision, NoEvidence, Policy, State, Step, all_or_none, labelled, part_of
+from .base import (
+    Decision,
+    NoEvidence,
+    Policy,
+    State,
+    Step,
+    all_or_none,
+    decides_alone,
+    labelled,
+    part_of,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Gated(Policy):
     def __post_init__(self) -> None:
         check_count("gate", self.gate, 10)
         for phase in (self.before, self.after):
-            if not isinstance(phase, Policy) or phase.evidence is not NoEvidence:
+            if not decides_alone(phase):
                 raise ValueError(
                     f"Gated: {phase!r} is no policy that decides from the step alone; "
                     f"try Gated({self.gate}, Interval(2), Interval(5))"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -38,7 +38,7 @@ class FrequencySplit(Predictor):
     alpha_high: float = 1.1
     low: Range = (99, 901)
     high: Range = (-1, 301)
-    timesteps: tuple[float, ...] = ()
+    timesteps: tuple[float, ...] = field(default=(), metadata={"option": False})
     coordinate: ClassVar[Literal["noise", "step"]] = "step"
     differences: ClassVar[bool] = True
 
@@ -55,7 +55,7 @@ class FrequencySplit(Predictor):
         return 1
 
     def over(self, timesteps: tuple[float, ...]) -> FrequencySplit:
-        return type(self)(self.alpha_low, self.alpha_high, self.low, self.high, timesteps)
+        return replace(self, timesteps=timesteps)
 
     def coefficients(self, times: Tensor, t: Tensor) -> Tensor:
         """Weights `[rows, 2]` of the newest value's low and of its high frequencies."""

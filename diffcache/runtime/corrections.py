@@ -123,7 +123,7 @@ class Corrections:
     def _last(self, stage: Stage, off: Tensor, found: Sequence[Correction | None]) -> Tensor:
         """What samples were corrected by before, `off` taking its place for those it corrects."""
         last = stage.correction
-        if last is None or len(last) != len(off):
+        if last is None or last.shape != off.flatten(1).shape:
             last = torch.zeros_like(off).flatten(1)
         rows = sent(torch.tensor([each is not None for each in found]), off.device)
         stage.correction = torch.where(rows[:, None], off.flatten(1), last)

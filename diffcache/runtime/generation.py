@@ -84,7 +84,7 @@ class Generation:
         try:
             known = self.run is not None and self.run.scheduler is scheduler
             if known and self._held is not None:
-                self._catch_up(arguments)
+                self._catch_up(arguments.get("timestep"))
             return self.run.corrected(arguments) if known else {}
         except Exception as error:
             self.survive(error)
@@ -131,10 +131,10 @@ class Generation:
         if outgrown:
             self._shrink(limit, scheduler, kind)
 
-    def _catch_up(self, arguments: dict[str, Any]) -> None:
-        """Takes in a held step, unless the next one's `arguments` are at its timestep."""
+    def _catch_up(self, timestep: Any) -> None:
+        """Takes in a held step, unless the next one's `timestep` is the same."""
         held, self._held = self._held, None
-        if not self.run.repeats.at_same(held[2], arguments):
+        if not self.run.repeats.at_same(held[2].get("timestep"), timestep):
             self.run.repeats.expect(more=False)
             self._stepped(*held)
 
@@ -214,7 +214,7 @@ class Generation:
         if run is None:
             return None
         if self._held is not None:
-            self._catch_up({})
+            self._catch_up(None)
         arguments = names(args, kwargs)
         sample, listed = arguments.pop(names.first, None), False
         if type(sample) is not Tensor or not sample.ndim:
@@ -229,9 +229,7 @@ class Generation:
                 )
             run.decisions.uniform = self.checked.why_coupled is not None
         elif run.index:
-            run.follow(timestep_of(arguments))
-            if run.stage is None:
-                run.keep_folded()
+            run.attend(timestep_of(arguments))
         if self.version is not None and not run.step_rows:
             run.compare(self.version())
         place = (attachment.key, run.stage_number, sample.shape, sample.dtype, sample.device)
@@ -276,8 +274,7 @@ class Generation:
     def _close_runs(self) -> None:
         """Takes the books of the runs over and lets go of their memory."""
         for run in self.runs:
-            # Caches only grow within a run, so that its end is where they are largest.
-            self.report.cache_bytes = max(self.report.cache_bytes, run.bytes)
+            self.report.cache_bytes = max(self.report.cache_bytes, run.most_bytes)
             self.report.trace.extend(run.timetable.trace(run.books))
             self.masks.extend(mask for mask, _ in run.books)
             for text in run.notes:

@@ -224,7 +224,9 @@ class History:
 
     def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
-        twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
+        # As in `_room`: who goes on may write to them outside of inference mode.
+        with torch.inference_mode(False):
+            twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
         twin._form = _form(twin.slots[0]) if twin.slots else None
         twin.anchors, twin.rows, twin.level = list(anchors), len(anchors), self.level
         return twin

@@ -157,6 +157,8 @@ class Lanes:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        # Bytes that were held before lanes were dropped.
+        self.most = 0
         self._known: dict[Hashable, list[Lane]] = {}
 
     def next_step(self) -> str | None:
@@ -173,6 +175,7 @@ class Lanes:
                 lane.idle = 0 if lane.used else lane.idle + 1
                 lane.used = False
                 if lane.idle > _PATIENCE:
+                    self.most = max(self.most, self.bytes)
                     known.remove(lane)
         if not mixed:
             return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
 
@@ -23,36 +25,49 @@ class Repeats:
     def __init__(self, timetable: Timetable) -> None:
         self._timetable = timetable
         self.ahead = self._more = 0
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, Callable[[], Any]] = {}
 
-    def took(self, arguments: dict[str, Any]) -> None:
+    def took(self, arguments: dict[str, Any], first: bool) -> None:
         """Takes in a step that counts, made with these `arguments`."""
-        self._last, self.ahead = arguments, self._more
+        # Who repeats a later step has what it was made with at hand.
+        hold = _strong if first else ref
+        self._last = {
+            name: hold(value) if isinstance(value, Tensor) else lambda value=value: value
+            for name, value in arguments.items()
+            if name in ("timestep", "sample", "model_output")
+        }
+        self.ahead = self._more
 
     def expect(self, more: bool) -> None:
         """Reckons with one more step at each timestep than before, or with no more than one."""
         self._more = self._more + 1 if more else 0
         self.ahead = 0
 
-    def at_same(self, arguments: dict[str, Any], others: dict[str, Any]) -> bool:
-        """Whether two steps are at one timestep."""
-        one, other = arguments.get("timestep"), others.get("timestep")
+    def at_same(self, one: Any, other: Any) -> bool:
+        """Whether two timesteps are there, and are one."""
         return one is not None and other is not None and self._timetable.same(one, other)
+
+    def _known(self, name: str) -> Any:
+        return self._last[name]() if name in self._last else None
 
     def again(self, arguments: dict[str, Any]) -> bool:
         """Whether the last step is made once more, if no call has come since.
 
         Of another sample, as where those of a batch are stepped one by one, it is none.
         """
-        if not self.at_same(self._last, arguments):
+        if not self.at_same(self._known("timestep"), arguments.get("timestep")):
             return False
-        return _begins_with(self._last.get("sample"), arguments.get("sample"))
+        return _begins_with(self._known("sample"), arguments.get("sample"))
 
     def echo(self, arguments: dict[str, Any]) -> bool:
         """Whether it is made with the same prediction too, as to look at what comes of it."""
         if not self.again(arguments):
             return False
-        return _begins_with(self._last.get("model_output"), arguments.get("model_output"))
+        return _begins_with(self._known("model_output"), arguments.get("model_output"))
+
+
+def _strong(value: Tensor) -> Callable[[], Tensor]:
+    return lambda: value
 
 
 def _begins_with(value: Any, rows: Any) -> bool:

@@ -45,7 +45,7 @@ class Event(NamedTuple):
         return cls(step, timestep, tuple(rules))
 
 
-@dataclass
+@dataclass(eq=False)
 class Report:
     """The account of one generation.
 
@@ -60,9 +60,10 @@ class Report:
         total: row-steps that a plain pipeline would have computed.
         calls: denoiser calls that ran the denoiser at all.
         mask: `[steps, samples]` bool, True = computed, of all runs where the call denoised several
-            times; `wrap(pipe, mask=report.mask)` replays it. Steps from the one at which a cache
-            was given up count as computed. Empty where the number of samples changed, which a note
-            tells of, or the cache was given up before the first step.
+            times; `wrap(pipe, mask=report.mask)` replays it, but for methods that decide by module,
+            role or guidance branch, for which it says less than was decided. Steps from the one at
+            which a cache was given up count as computed. Empty where the number of samples
+            changed, which a note tells of, or the cache was given up before the first step.
         trace: one `Event` a step, until a cache is given up.
         cache_bytes: most memory the caches held.
         host_reads: how often the host waited for a value from the denoiser's device; counted on

@@ -72,7 +72,7 @@ class Run:
         self.stages: dict[int, Stage] = {}
         self.stage: Stage | None = None
         self.stage_number = 0
-        self.step_rows = self.widest = 0
+        self.step_rows = self.widest = self._most = 0
         # Whether the scheduler steps the frames of videos, all of which are taken for one sample.
         self._folds = False
         self.lane_masks: list[list[bool]] = []
@@ -87,7 +87,13 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        return self.lanes.bytes + sum(stage.bytes for stage in self.stages.values())
+        kept = (tensor.nbytes for tensor in self._given.values())
+        return self.lanes.bytes + sum(stage.bytes for stage in self.stages.values()) + sum(kept)
+
+    @property
+    def most_bytes(self) -> int:
+        """The most that `bytes` was where caches were dropped, or is now."""
+        return max(self._most, self.lanes.most, self.bytes)
 
     def _enter(self, index: int) -> None:
         """Makes `index` the current step."""
@@ -131,6 +137,7 @@ class Run:
 
     def forget(self, why: str, step: int) -> None:
         """Drops what was computed and measured, for what happened before `step`."""
+        self._most = self.most_bytes
         self.lanes = Lanes(self.predictor.anchors)
         self._begin_with(self.samples)
         if self.decisions.full is None:
@@ -171,7 +178,16 @@ class Run:
         self.books.clear()
         self._enter(0)
 
-    def keep_folded(self) -> None:
+    def attend(self, timestep: Tensor | float | None) -> None:
+        """Makes ready for a call at `timestep`, of a later step than the first."""
+        self.follow(timestep)
+        if not self.widest:
+            # Others made the steps before, of which nothing is known.
+            self._begin_with(self.samples)
+        elif self.stage is None:
+            self._keep_folded()
+
+    def _keep_folded(self) -> None:
         """Takes in that the first step was the one that counts, though it is of frames."""
         self._enter_stage()
         first, everyone = self.timetable.at(0)[1], [True] * self.samples
@@ -236,7 +252,7 @@ class Run:
             self.stage_number = 0 if self.scheduler.state_in_first_order else 1
             self._enter_stage()
         self.step_rows = 0
-        self.repeats.took(arguments)
+        self.repeats.took(arguments, self.index == 1)
         self.decisions.next_step()
         if before not in (None, samples):
             # The step's calls were still taken for those of the other samples.

@@ -184,15 +184,16 @@ def test_last_block_that_returns_no_text(family):
         assert diffcache.report(made.pipe).compute_fraction == (sum(MASK) + 2) / 10
 
 
+@pytest.mark.parametrize("method", ["fbcache", "easycache"])
 @pytest.mark.parametrize(
     "name", ["SD3Transformer2DModel", "Flux2Transformer2DModel", "ZImageTransformer2DModel"]
 )
-def test_blocks_that_return_lists_or_take_other_names(bench, name):
+def test_models_that_return_lists_or_take_other_names(bench, name, method):
     """Blocks whose outputs or arguments are not those of Flux raised a TypeError."""
     denoisers = bench("denoisers")
     model, arguments = denoisers.build(name), denoisers.caller(name, 2)
     scheduler = FlowMatchEulerDiscreteScheduler()
-    diffcache.wrap(model, "fbcache", scheduler=scheduler, mask=MASK)
+    diffcache.wrap(model, method, scheduler=scheduler, mask=MASK)
     scheduler.set_timesteps(len(MASK))
     for time in scheduler.timesteps:
         with torch.no_grad():

@@ -153,3 +153,16 @@ def test_a_bare_denoiser_falls_back_too(unet):
         assert any("max_cache_bytes=10000" in note for note in report.notes)
         assert report.steps == 20
     diffcache.unwrap(model)
+
+
+def test_cache_bytes_are_the_most_that_was_held(unet, generate):
+    """Also where an edit of the latents has dropped the caches."""
+
+    def edit(pipe, step, timestep, tensors):
+        return {"latents": tensors["latents"] * (0.99 if step == 18 else 1)}
+
+    diffcache.wrap(unet, "interval", every=2)
+    generate(unet, steps=20)
+    whole = diffcache.report(unet).cache_bytes
+    generate(unet, steps=20, callback_on_step_end=edit)
+    assert diffcache.report(unet).cache_bytes == whole > 0

@@ -129,3 +129,34 @@ def test_steps_are_skipped_again_after_samples_came(unet, generate):
     )
     computed = [event.step for event in diffcache.report(unet).trace if event.rules[0] != "skip"]
     assert computed == [0, 3, 6, AT + 1, 9, 12, 15, 18, 21]
+
+
+@pytest.mark.parametrize("options", [{"compute": 0.5}, {"tolerance": 0.9}])
+def test_latents_that_grow_in_a_loop(unet, options):
+    model, scheduler = unet.unet, unet.scheduler
+    diffcache.wrap(model, scheduler=scheduler, **options)
+    scheduler.set_timesteps(24)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    texts = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            if step == AT:
+                latents = torch.nn.functional.interpolate(latents, scale_factor=2)
+            latents = scheduler.step(model(latents, t, texts).sample, t, latents).prev_sample
+    report = diffcache.report(model)
+    assert latents.isfinite().all() and not any("given up" in note for note in report.notes)
+    assert not report.mask[AT + 1 :].all()
+
+
+def test_calls_in_inference_mode_and_steps_outside(unet):
+    model, scheduler = unet.unet, unet.scheduler
+    diffcache.wrap(model, scheduler=scheduler, mask=[[True, True], [True, False]] * 10)
+    scheduler.set_timesteps(20)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    texts = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
+    for t in scheduler.timesteps:
+        with torch.inference_mode():
+            found = model(latents, t, texts).sample
+        latents = scheduler.step(found.clone(), t, latents).prev_sample
+    report = diffcache.report(model)
+    assert latents.isfinite().all() and report.compute_fraction == 0.75

@@ -164,3 +164,15 @@ def test_row_r_is_of_sample_r_modulo_samples():
 def test_merge_replaces_the_computed_rows():
     merged = merge(torch.tensor([[9.0]]), torch.zeros(3, 1), as_index([False, True, False]))
     assert merged.tolist() == [[0.0], [9.0], [0.0]]
+
+
+def test_samples_of_their_own_shapes_are_listed_whatever_their_lengths():
+    """Two captions of two and of three tokens, of which the first is as long as the batch."""
+    captions = [torch.zeros(2, 4), torch.ones(3, 4)]
+    call = ([torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)], torch.arange(2.0), captions)
+    samples, times, (caption,) = take(call, 2, torch.tensor([1]), listed=True)
+    assert times.tolist() == [1.0] and len(samples) == 1
+    assert samples[0] is call[0][1] and caption is captions[1]
+    # Where samples are one tensor, a list of tensors with a batch axis is none of rows.
+    _, several = take((torch.zeros(2, 3, 4, 4), captions[:1] * 2), 2, torch.tensor([1]))
+    assert [value.shape for value in several] == [(1, 4)] * 2

@@ -208,3 +208,11 @@ def test_sde_without_protection_of_guards(unet, generate):
     diffcache.wrap(unet, "interval", every=4, stochastic=False)
     generate(unet)
     assert diffcache.report(unet).compute_fraction < 1
+
+
+@pytest.mark.parametrize("method", ["fbcache", "teacache"])
+def test_a_stack_whose_run_is_full_is_not_said_to_be_cut_off(dit, generate, method):
+    diffcache.wrap(dit, method)
+    generate(dit, steps=8)
+    notes = diffcache.report(dit).notes
+    assert not any("whole outputs are forecast" in note for note in notes), notes

@@ -9,6 +9,8 @@ from diffcache.policies import (
     Gated,
     GrowingInterval,
     Interval,
+    LagErrors,
+    MagnitudeRatios,
     Mask,
     NoEvidence,
     Step,
@@ -29,6 +31,42 @@ def test_each_role_has_a_column():
     assert decide(policy, 3).tolist() == [[False, False]] * 2
 
 
+@pytest.mark.parametrize(
+    "alone",
+    [
+        Interval(3),
+        GrowingInterval(3.0, growth=0.5, start=1),
+        MagnitudeRatios(0.2, 4, 0.1, ratios=(1.0,) + (0.95,) * 19),
+        Gated(6, GrowingInterval(2.0, growth=1.0, start=0), Interval(3)),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_a_role_follows_its_policy_as_if_it_were_alone(alone):
+    """Beside another that computes at other steps."""
+    both = ByRole({"self": alone, "mlp": Interval(5)})
+    states, own, columns = [alone.init(2), both.init(2)], [], []
+    for index in range(20):
+        step, error = Step(index, 20), torch.zeros(2)
+        mask, states[0] = alone.decide(step, NoEvidence(2), states[0])
+        states[0] = alone.observe(step, error, mask.tolist(), states[0])
+        table, states[1] = both.decide(step, NoEvidence(2), states[1])
+        states[1] = both.observe(step, error, table.all(1).tolist(), states[1])
+        own.append(mask.tolist())
+        columns.append(table[:, 0].tolist())
+    assert columns == own and 1 < sum(map(all, own)) < 19
+
+
+def test_roles_learn_of_steps_that_a_guard_computes():
+    policy = ByRole({"self": GrowingInterval(4.0, growth=0.0, start=0)})
+    state, computed = policy.init(1), []
+    for index in range(9):
+        table, state = policy.decide(Step(index, 20), NoEvidence(1), state)
+        done = bool(table) or index == 1
+        state = policy.observe(Step(index, 20), torch.zeros(1), [done], state)
+        computed += [index] * done
+    assert computed == [1, 5]
+
+
 def test_samples_differ_within_a_role():
     policy = ByRole({"self": Mask([[True, False]]), "mlp": Interval(1)})
     assert decide(policy, 0).tolist() == [[True, True], [False, True]]
@@ -40,7 +78,16 @@ def test_policies_are_hashable_and_need_no_mapping():
     assert hash(ByRole(pairs)) == hash(ByRole(dict(pairs)))
 
 
-@pytest.mark.parametrize("policies", [{}, {"self": Threshold(0.1)}, {"self": 2}])
+@pytest.mark.parametrize(
+    "policies",
+    [
+        {},
+        {"self": Threshold(0.1)},
+        {"self": 2},
+        {"self": LagErrors()},
+        {"self": ByRole({"self": Interval(2)})},
+    ],
+)
 def test_what_cannot_decide_is_refused(policies):
     with pytest.raises(ValueError, match=r"try ByRole\("):
         ByRole(policies)
@@ -69,7 +116,7 @@ def test_both_phases_of_a_gate_fill_learn_and_remember():
     assert computed == [once[1], once[0], once[1], once[1], once[0], once[1], pair, pair]
 
 
-@pytest.mark.parametrize("phase", [Threshold(0.1), 2])
+@pytest.mark.parametrize("phase", [Threshold(0.1), 2, LagErrors(), ByRole({"mlp": Interval(2)})])
 def test_a_phase_that_cannot_decide_is_refused(phase):
     with pytest.raises(ValueError, match=r"try Gated\(4, Interval"):
         Gated(4, before=Interval(2), after=phase)

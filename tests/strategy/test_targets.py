@@ -56,6 +56,12 @@ def test_a_share_of_the_run_is_met_by_every_sample(steps, compute, seed):
     assert mask.sum(0).tolist() == [round(compute * steps)] * 3
 
 
+def test_a_share_without_the_steps_to_plan_computes():
+    policy = ErrorBudget(compute=0.5)
+    mask, _ = policy.decide(Step(3, 20), ForecastError([0.1, NAN]), policy.init(2))
+    assert mask == [True, True]
+
+
 def test_the_last_steps_are_not_starved():
     mask = played(ErrorBudget(compute=0.4), grid(50, 1), [1.0], 1)
     assert mask[25:49].sum() >= 3
