@@ -73,6 +73,8 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     turn.lane.restore(before)
     turn.compute_all()
     full = attachment.run(turn)
+    if why is None and _interleaved(turn):
+        why = "the guidance branches of a sample lie side by side in the batch"
     alike = why is None and _agree(turn, output, full, as_index(mask))
     if alike is None:
         turn.run.decisions.couple()
@@ -116,6 +118,18 @@ def _kinds(
     sorts = {(path.rpartition(".")[2], mask[0]) for path, mask in mixed.items()}
     sorts = sorts or {(None, first) for first in firsts or (turn.mask[0],)}
     return [(attachment.key, turn.rows, shapes, *sort) for sort in sorts]
+
+
+def _interleaved(turn: Turn) -> bool:
+    """Whether rows 2k and 2k + 1 are of sample k, in place of k and k + samples (panoramas)."""
+    samples = turn.run.samples
+    leaves = tensor_leaves((turn.args, turn.kwargs))
+    main = next((leaf for leaf in leaves if leaf.ndim >= 3 and len(leaf) == turn.rows), None)
+    if main is None or turn.rows != 2 * samples:
+        return False
+    beside, apart = main.unflatten(0, (samples, 2)), main.unflatten(0, (2, samples))
+    twins = (beside[:, 0] == beside[:, 1]).all() & (apart[0] != apart[1]).any()
+    return bool(on_host(twins))
 
 
 def _agree(turn: Turn, gathered: Any, full: Any, index: Tensor) -> bool | None:

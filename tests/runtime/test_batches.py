@@ -177,6 +177,28 @@ def test_rows_that_take_from_the_first_one_are_computed_with_it(pipe, masks, fir
     assert any("rows are independent" in note for note in notes) == first
 
 
+def test_branches_side_by_side_are_computed_together(unet):
+    """As in StableDiffusionPanoramaPipeline, whose second sample is to be computed in full."""
+    texts = torch.randn(4, 7, 32, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def loop() -> torch.Tensor:
+        latents = noise
+        unet.scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for t in unet.scheduler.timesteps:
+                both = unet.unet(latents.repeat_interleave(2, 0), t, texts).sample
+                guided = both[::2] + 5 * (both[1::2] - both[::2])
+                latents = unet.scheduler.step(guided, t, latents).prev_sample
+        return latents
+
+    plain = loop()
+    diffcache.wrap(unet.unet, scheduler=unet.scheduler, tolerance=[0.9, None])
+    assert torch.equal(loop(), plain)
+    notes = diffcache.report(unet.unet).notes
+    assert any("lie side by side" in note for note in notes)
+
+
 def test_rows_that_cannot_be_gathered_are_computed_together(pipe, generate, masks):
     model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     plain, rows = model.forward, len(SEEDS) * (2 if hasattr(pipe, "unet") else 1)
