@@ -30,6 +30,7 @@ from .sites.discovery import (
     own_processors,
     plain_module,
     schedulers,
+    sharded,
     version,
 )
 from .sites.helpers import helpers, on_demand
@@ -96,6 +97,13 @@ def _attach(
     for name, module in modules.items():
         if (other := foreign_cache(module)) is not None:
             generation.report.note(f"computed in full: another cache is active: {other}")
+            continue
+        if method.policy.evidence.inside and sharded(module):
+            # Processes that decide by their own part would wait for each other for ever.
+            generation.report.note(
+                f"computed in full: {method.name} decides by what is inside of the denoiser, which "
+                "context parallelism shards; diffcache.wrap(pipe, 'adaptive') reads whole outputs"
+            )
             continue
         gate.open_gate(module)
         stack.callback(gate.close_gate, module)

@@ -68,8 +68,10 @@ class Evidence:
 
     Attributes:
         groups: the groups of modules that the evidence tells apart; empty for most.
+        inside: whether it is measured inside of the denoiser, and not on what that gives.
     """
 
+    inside: ClassVar[bool] = False
     groups: tuple[str, ...] = ()
 
 
@@ -87,6 +89,8 @@ class DraftError(NoEvidence):
     The error is mean |forecast − computed| / |computed| of the last block's output, computed from
     what was forecast to enter it.
     """
+
+    inside: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class LatentChange(Evidence):
 class ProbeChange(Evidence):
     """Relative L1 change of a probe (a first block's residual) since its last computed value."""
 
+    inside: ClassVar[bool] = True
     change: Tensor
 
 
@@ -137,6 +142,7 @@ class ModuleChange(Evidence):
         groups: the modules, by path, in the order they were first measured in; later steps append.
     """
 
+    inside: ClassVar[bool] = True
     change: Tensor
     groups: tuple[str, ...]
 

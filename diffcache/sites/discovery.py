@@ -57,6 +57,12 @@ def schedulers(pipe: Any) -> list[Any]:
     ]
 
 
+def sharded(denoiser: nn.Module) -> bool:
+    """Whether context parallelism shards the sequence over processes inside of the denoiser."""
+    config = getattr(plain_module(denoiser), "_parallel_config", None)
+    return getattr(config, "context_parallel_config", None) is not None
+
+
 def foreign_cache(module: nn.Module) -> str | None:
     """The name of another cache that is active on `module`, or None."""
     plain = plain_module(module)

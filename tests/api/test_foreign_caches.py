@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,3 +110,18 @@ def test_cache_dit():
     assert result.returncode == 0, result.stderr
     assert "cache-dit; call cache_dit.disable_cache(pipe) first" in result.stdout
     assert "wrapped after disable_cache" in result.stdout
+
+
+@pytest.mark.parametrize("method", ["fbcache", "teacache", "foresight", "speca"])
+def test_what_is_sharded_over_processes_is_not_decided_by(dit, generate, method):
+    """Each process would decide by its own part of the sequence, and wait for the others."""
+    plain = generate(dit)
+    config = SimpleNamespace(context_parallel_config=object(), tensor_parallel_config=None)
+    dit.transformer._parallel_config = config
+    diffcache.wrap(dit, method)
+    assert torch.equal(generate(dit), plain)
+    notes = diffcache.report(dit).notes
+    assert any(note.startswith(f"computed in full: {method} decides by") for note in notes)
+    diffcache.wrap(dit, "adaptive", compute=0.5)
+    generate(dit)
+    assert diffcache.report(dit).compute_fraction == 0.5
