@@ -171,7 +171,8 @@ class Method:
             known = {*self.options(), *_PARTS, "mask", "calibration", "scheduler"}
             raise ValueError(
                 f"{self.name!r} has no option {', '.join(map(repr, unknown))}; "
-                f"it takes {', '.join(sorted(self.options()))}" + meant(unknown, known)
+                f"it takes {', '.join(sorted(self.options()))}"
+                + meant(unknown, known.difference(unknown))
             )
         for name, part in parts.items():
             own = {

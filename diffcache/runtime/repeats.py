@@ -25,17 +25,18 @@ class Repeats:
     def __init__(self, timetable: Timetable) -> None:
         self._timetable = timetable
         self.ahead = self._more = 0
-        self._last: dict[str, Callable[[], Any]] = {}
+        self._timestep: Any = None
+        self._sample: Callable[[], Tensor | None] = _nothing
+        self._prediction: Callable[[], Tensor | None] = _nothing
 
     def took(self, arguments: dict[str, Any], first: bool) -> None:
         """Takes in a step that counts, made with these `arguments`."""
         # Who repeats a later step has what it was made with at hand.
         hold = _strong if first else ref
-        self._last = {
-            name: hold(value) if isinstance(value, Tensor) else lambda value=value: value
-            for name, value in arguments.items()
-            if name in ("timestep", "sample", "model_output")
-        }
+        sample, prediction = arguments.get("sample"), arguments["model_output"]
+        self._timestep = arguments.get("timestep")
+        self._sample = hold(sample) if isinstance(sample, Tensor) else _nothing
+        self._prediction = hold(prediction)
         self.ahead = self._more
 
     def expect(self, more: bool) -> None:
@@ -47,27 +48,28 @@ class Repeats:
         """Whether two timesteps are there, and are one."""
         return one is not None and other is not None and self._timetable.same(one, other)
 
-    def _known(self, name: str) -> Any:
-        return self._last[name]() if name in self._last else None
-
     def again(self, arguments: dict[str, Any]) -> bool:
         """Whether the last step is made once more, if no call has come since.
 
         Of another sample, as where those of a batch are stepped one by one, it is none.
         """
-        if not self.at_same(self._known("timestep"), arguments.get("timestep")):
+        if not self.at_same(self._timestep, arguments.get("timestep")):
             return False
-        return _begins_with(self._known("sample"), arguments.get("sample"))
+        return _begins_with(self._sample(), arguments.get("sample"))
 
     def echo(self, arguments: dict[str, Any]) -> bool:
         """Whether it is made with the same prediction too, as to look at what comes of it."""
         if not self.again(arguments):
             return False
-        return _begins_with(self._known("model_output"), arguments.get("model_output"))
+        return _begins_with(self._prediction(), arguments.get("model_output"))
 
 
 def _strong(value: Tensor) -> Callable[[], Tensor]:
     return lambda: value
+
+
+def _nothing() -> None:
+    """What is known of a step before there is one."""
 
 
 def _begins_with(value: Any, rows: Any) -> bool:
@@ -75,4 +77,5 @@ def _begins_with(value: Any, rows: Any) -> bool:
     if not (isinstance(value, Tensor) and isinstance(rows, Tensor)):
         return False
     first = value[: rows.shape[0]]
-    return first.shape == rows.shape and bool(on_host((first == rows).all()))
+    alike = first.shape == rows.shape and first.device == rows.device
+    return alike and bool(on_host((first == rows).all()))

@@ -24,6 +24,11 @@ _PRIVATE = "_compiled_call_impl"
 _lock = RLock()
 
 
+def _itself(plain: Callable) -> Callable:
+    """What a pickled gate is read as: the module's own call."""
+    return plain
+
+
 class _Gate:
     """Sends the calls of one module to the handler of the generation that is running, if any.
 
@@ -63,6 +68,9 @@ class _Gate:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable:
         return deepcopy(self.plain, memo)
+
+    def __reduce__(self) -> tuple[Callable, tuple[Callable]]:
+        return _itself, (self.plain,)
 
     def _outside(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Serves a call that no pipeline makes."""

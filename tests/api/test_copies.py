@@ -130,3 +130,23 @@ def test_pipeline_subclass_is_wrapped_as_what_it_is(make, generate):
     assert isinstance(pipe, Mine) and pipe.calls == 1
     assert diffcache.report(pipe).compute_fraction < 1
     assert type(diffcache.unwrap(pipe)) is Mine
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deep", "pickle"],
+)
+def test_a_copy_of_a_wrapped_denoiser_is_plain(unet, gate, copied):
+    model = unet.unet
+    diffcache.wrap(model, scheduler=unet.scheduler, mask=[True] + [False] * 15)
+    twin = copied(model)
+    unet.scheduler.set_timesteps(16)
+    sample, text = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 32)
+    with torch.no_grad():
+        found = [twin(sample * t, t, text).sample for t in unet.scheduler.timesteps[:3]]
+        diffcache.unwrap(model)
+        wanted = [model(sample * t, t, text).sample for t in unet.scheduler.timesteps[:3]]
+    assert all(map(torch.equal, found, wanted))
+    with pytest.raises(ValueError, match="is not wrapped"):
+        diffcache.report(twin)
