@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from diffcache.kernels.transfer import sent
 
 from .reading import on_host
 from .report import Report
-from .rows import as_index, by_rows, tensor_leaves
+from .rows import by_rows, tensor_leaves
 from .turn import Turn
 
 
@@ -40,42 +40,32 @@ def unchecked(attachment: Any, turn: Turn, checked: Checked) -> bool:
     """Whether a call of several rows may be mixed, and no mixed one of its kind is in `checked`."""
     # A draft that some rows reject becomes a mixed step.
     settled = turn.mask is not None and not turn.mixed and (turn.full or not turn.verifies)
-    if settled:
-        return False
-    # Which rows a mixed step computes is yet to be decided in the call.
-    undecided = turn.mask is None or turn.verifies
-    kinds = _kinds(attachment, turn, (True, False) if undecided else None)
-    return not all(kind in checked for kind in kinds)
+    return not settled and any(kind not in checked for kind in _kinds(attachment, turn))
 
 
 def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> Any:
     """Serves a call that may be the first mixed one of its kind, and enters it in `checked`.
 
-    That one is computed in full as well; models that couple rows, or cannot be called with
-    some of them, stop mixing. Where it comes to nothing finite nothing is entered, and only the
-    run stops mixing.
+    That one is computed in full as well, and once more without the first row unless it is; models
+    that couple rows, or cannot be called with some of them, stop mixing. Where it comes to nothing
+    finite nothing is entered, and only the run stops mixing.
     """
-    decided = turn.expose_row()
     before = turn.lane.snapshot()
-    begun = None if decided is None else turn.lane.snapshot()
-    output = why = None
-    try:
-        output = attachment.run(turn)
-    except Exception as error:
-        if not turn.mixed:
-            raise
-        found = f"{type(error).__name__}: {error}"
-        why = f"some rows of a batch could not be computed apart ({found})"
+    output, why = _attempt(attachment, turn)
     if not turn.mixed:
         return output
-    kinds = _kinds(attachment, turn)
-    mask, parts, after = turn.mask, turn.parts, turn.lane.snapshot()
+    decided, after = turn.decided, turn.lane.snapshot()
+    tried = output
+    if turn.leave_first_out() and why is None:
+        turn.lane.restore(before.snapshot())
+        tried, why = _attempt(attachment, turn)
+    kinds, index = _kinds(attachment, turn), turn.index()
     turn.lane.restore(before)
     turn.compute_all()
     full = attachment.run(turn)
     if why is None and _interleaved(turn):
         why = "the guidance branches of a sample lie side by side in the batch"
-    alike = why is None and _agree(turn, output, full, as_index(mask))
+    alike = why is None and _agree(turn, tried, full, index)
     if alike is None:
         turn.run.decisions.couple()
         report.note(
@@ -85,14 +75,9 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
         return full
     if alike:
         checked.update(dict.fromkeys(kinds))
-        report.note("rows are independent: a mixed step was computed twice to make sure")
-        if decided is not None:
-            # The row was exposed to be compared; later calls of the kind leave it as decided.
-            turn.lane.restore(begun)
-            turn.cover_row(*decided)
-            return attachment.run(turn)
+        report.note("rows are independent: a mixed step was computed in full as well to make sure")
         turn.lane.restore(after)
-        turn.mask, turn.parts = mask, parts
+        turn.decided = decided
         return output
     why = (
         f"{why or 'the denoiser couples the rows of a batch'}, so all samples are computed together"
@@ -103,29 +88,34 @@ def run_first(attachment: Any, turn: Turn, checked: Checked, report: Report) -> 
     return full
 
 
-def _kinds(
-    attachment: Any, turn: Turn, firsts: Sequence[bool] | None = None
-) -> list[tuple[Hashable, ...]]:
-    """Of what kinds a call is, each to be checked.
+def _attempt(attachment: Any, turn: Turn) -> tuple[Any, str | None]:
+    """The output of a call that may be mixed, or why it cannot be."""
+    try:
+        return attachment.run(turn), None
+    except Exception as error:
+        if not turn.mixed:
+            raise
+        found = f"{type(error).__name__}: {error}"
+        return None, f"some rows of a batch could not be computed apart ({found})"
 
-    One, or one for each sort of mixed modules. One with the first row and one without are of two
-    kinds, as that is the row which others may take something from (OmniGen's rotary embedding);
-    `firsts` says which of the two are meant where it is not decided.
-    """
+
+def _kinds(attachment: Any, turn: Turn) -> list[tuple[Hashable, ...]]:
+    """Of what kinds a call is, each to be checked: one, or one for each sort of mixed modules."""
     shapes = tuple(tuple(leaf.shape) for leaf in tensor_leaves((turn.args, turn.kwargs)))
-    mixed = {path: mask for path, mask in turn.groups.items() if any(mask) and not all(mask)}
+    mixed = [path for path, mask in turn.groups.items() if any(mask) and not all(mask)]
     # Blocks are alike, and what couples rows is a sort of attention in all of them.
-    sorts = {(path.rpartition(".")[2], mask[0]) for path, mask in mixed.items()}
-    sorts = sorts or {(None, first) for first in firsts or (turn.mask[0],)}
-    return [(attachment.key, turn.rows, shapes, *sort) for sort in sorts]
+    sorts = {path.rpartition(".")[2] for path in mixed} or {None}
+    return [(attachment.key, turn.rows, shapes, sort) for sort in sorts]
 
 
 def _interleaved(turn: Turn) -> bool:
     """Whether rows 2k and 2k + 1 are of sample k, in place of k and k + samples (panoramas)."""
     samples = turn.run.samples
+    if samples == 1 or turn.rows != 2 * samples:
+        return False
     leaves = tensor_leaves((turn.args, turn.kwargs))
     main = next((leaf for leaf in leaves if leaf.ndim >= 3 and len(leaf) == turn.rows), None)
-    if main is None or turn.rows != 2 * samples:
+    if main is None:
         return False
     beside, apart = main.unflatten(0, (samples, 2)), main.unflatten(0, (2, samples))
     twins = (beside[:, 0] == beside[:, 1]).all() & (apart[0] != apart[1]).any()

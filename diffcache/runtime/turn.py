@@ -14,8 +14,8 @@ from .recorder import recording
 from .rows import as_index, map_leaves, samples_to_rows
 from .run import Run
 
-Decided = tuple[list[bool], dict[str, list[bool]]]
-"""Who computes: the mask of the call, and that of each group."""
+Decided = tuple[list[bool] | None, dict[str, list[bool]], list[list[bool]]]
+"""Who computes: the mask of the call, that of each group, and those that modules were given."""
 
 
 class Turn:
@@ -31,6 +31,7 @@ class Turn:
         groups: the mask of each group, where the policy decides by group.
         parts: the masks that modules were given, where the policy decides by group.
         asked: whether a probe was measured in the call.
+        trial: whether who computes is not as decided, and drafts are not verified.
         proven: whether the denoiser is known to take gathered rows of such a call.
         in_model: whether the denoiser's own code is running, with nothing of it replaced: what it
             raises then it would raise in a plain pipeline too.
@@ -49,7 +50,7 @@ class Turn:
         self.run, self.lane, self.rows, self.listed = run, lane, rows, listed
         self.args, self.kwargs = args, kwargs
         self._invoke = invoke
-        self.ran = False
+        self.ran = self.trial = False
         self.proven = self.in_model = self.asked = False
         self.mask: list[bool] | None = None
         self.groups: dict[str, list[bool]] = {}
@@ -126,8 +127,7 @@ class Turn:
 
     def compute_all(self) -> None:
         """Makes every row compute."""
-        self.mask = [True] * self.rows
-        self.groups, self.parts = {}, []
+        self.decided = [True] * self.rows, {}, []
 
     def mask_of(self, *groups: str) -> list[bool]:
         """One bool a row for a module of these `groups`, once a call, as the books count it.
@@ -140,23 +140,37 @@ class Turn:
         self.parts.append(next(decided, [True] * self.rows))
         return self.parts[-1]
 
-    def expose_row(self) -> Decided | None:
-        """Makes one row compute every group, so that a full run has what to be compared with.
+    @property
+    def decided(self) -> Decided:
+        """Who computes, and the books of it."""
+        return self.mask, self.groups, self.parts
 
-        It is the last, as what the first row is left out of is to be checked without it. Returns
-        what was decided, for `cover_row`; None where there is such a row.
+    @decided.setter
+    def decided(self, decided: Decided) -> None:
+        self.mask, self.groups, self.parts = decided
+        self.trial = False
+
+    def leave_first_out(self) -> bool:
+        """Makes as many rows compute as do, the last ones of each branch, and one at least.
+
+        It is the first one that others may take from (OmniGen's rotary embedding), and a full run
+        is to be compared with a row that computed everything. Returns whether that makes others
+        compute.
         """
-        if not (self.groups and self.mixed and self.none):
-            return None
-        decided = self.mask, self.groups
-        self.mask = [*self.mask[:-1], True]
-        self.groups = {name: [*mask[:-1], True] for name, mask in self.groups.items()}
-        return decided
+        groups = {name: self._last(mask) for name, mask in self.groups.items()}
+        masks = groups.values() or [self._last(self.mask)]
+        mask = list(map(all, zip(*masks, strict=True)))
+        if groups == self.groups and mask == self.mask:
+            return False
+        self.decided = mask, groups, []
+        self.trial = True
+        return True
 
-    def cover_row(self, mask: list[bool], groups: dict[str, list[bool]]) -> None:
-        """Takes back what `expose_row` made of what was decided, and of the books."""
-        self.mask, self.groups = mask, groups
-        self.parts = []
+    def _last(self, mask: list[bool]) -> list[bool]:
+        samples = self.run.samples
+        branches = [sorted(mask[at : at + samples]) for at in range(0, self.rows, samples)]
+        *others, _ = (row for branch in sorted(branches) for row in branch)
+        return [*others, True]
 
     def invoke(self, args: tuple, kwargs: dict) -> Any:
         """Runs the denoiser."""
@@ -212,6 +226,8 @@ class Turn:
 
         Returns whether there are any that did not compute before.
         """
+        if self.trial:
+            return False
         samples = self.run.samples
         errors = on_host(error).double().reshape(-1, samples).mean(0)
         rejected = samples_to_rows(self.run.decisions.rejected(self.run.step, errors), self.rows)

@@ -165,16 +165,11 @@ def test_rows_that_take_from_the_first_one_are_computed_with_it(pipe, masks, fir
         return plain(hidden_states + hidden_states[:1], *args, **kwargs)
 
     model.forward = forward
-    with_first, without = [True, False, True, False], [False, True, False, True]
-    recorded = [[True] * 4, with_first if first else without, [True] * 4, without] * (STEPS // 4)
-    diffcache.wrap(pipe, mask=recorded)
+    mixed = [first, not first, first, not first]
+    diffcache.wrap(pipe, mask=[[True] * 4, mixed] * (STEPS // 2))
     _, mask = masks(pipe)
-    # Nothing is wrong with what was computed along with the first row.
-    assert mask[1].tolist() == (with_first if first else [True] * 4)
-    assert mask[3].all() and not differ(mask[4:])
-    notes = diffcache.report(pipe).notes
-    assert any("couples the rows" in note for note in notes)
-    assert any("rows are independent" in note for note in notes) == first
+    assert not differ(mask)
+    assert any("couples the rows" in note for note in diffcache.report(pipe).notes)
 
 
 def test_branches_side_by_side_are_computed_together(unet):
@@ -221,16 +216,16 @@ def test_rows_that_cannot_be_gathered_are_computed_together(pipe, generate, mask
 
 @pytest.fixture
 def spoilt() -> torch.Tensor:
-    """Prompts of the samples of SEEDS, the second of which is not finite."""
+    """Prompts of the samples of SEEDS, the last of which is not finite."""
     prompts = torch.randn(len(SEEDS), 7, 32, generator=torch.Generator().manual_seed(0))
-    prompts[1] = float("nan")
+    prompts[-1] = float("nan")
     return prompts
 
 
 def test_a_sample_that_is_not_finite_says_nothing_of_the_others(pipe, masks, spoilt):
     diffcache.wrap(pipe, mask=[[True] * 4, [True, True, False, False]] * (STEPS // 2))
     latents, mask = masks(pipe, prompt_embeds=spoilt)
-    assert latents.flatten(1).isfinite().all(1).tolist() == [True, False, True, True]
+    assert latents.flatten(1).isfinite().all(1).tolist() == [True, True, True, False]
     assert differ(mask)
     notes = diffcache.report(pipe).notes
     assert any("rows are independent" in note for note in notes)
