@@ -61,7 +61,7 @@ setup(
         "Pillow>=10.1",
         "safetensors>=0.4.3",
         "scikit-image>=0.22",
-        "torch>=2.4",
+        "torch>=2.5",
         "transformers>=4.46.1",
     ],
     extras_require={"demo": DEMO, "triton": TRITON, "test": TEST, "dev": DEV},

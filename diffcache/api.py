@@ -67,6 +67,11 @@ def wrap(
         composed = composed.configured(policy=Mask(frozen(mask)), guards=Guards.none())
         composed = replace(composed, name=name)
     composed = composed.configured(**options)
+    if mask is None and "mask" in (method, options.get("policy")):
+        raise ValueError(
+            "there is no mask to play back; pass one, for example "
+            "diffcache.wrap(pipe, mask=report.mask)"
+        )
     if isinstance(target, nn.Module):
         _check([target], composed)
         instance = not isinstance(scheduler, type)

@@ -156,7 +156,7 @@ class ModelWrapping:
 
     def _begin(self) -> Generation:
         module, scheduler, request = self._module(), self._scheduler(), requests.get()
-        generation = Generation(requested(self.method), self.checked, lambda: None)
+        generation = Generation(requested(self.method), self.checked, lambda _: None)
         # Whoever writes the loop may write over a prompt in it, or switch adapters.
         generation.watched, self._passed = True, 0
         # Whoever compiled the module since the last generation has replaced its gate.

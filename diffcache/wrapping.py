@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 wrappings: WeakKeyDictionary[Any, PipelineWrapping | ModelWrapping] = WeakKeyDictionary()
 
+_COUNT = "_num_timesteps"
 _CALLBACK = re.compile(r"callback|\w*callback_on_step_end")
 
 
@@ -159,12 +160,14 @@ class PipelineWrapping:
     def generate(self, pipe: Any, call: partial) -> Any:
         """Runs one pipeline call inside of a generation's scope."""
         method = requested(self.method)
+        counting = _counting(pipe)
         # A pipeline sets its step count in each call; the last call's must not stand in for it.
-        stale = pipe.__dict__.pop("_num_timesteps", None)
-        generation = Generation(method, self.checked, lambda: pipe.__dict__.get("_num_timesteps"))
+        stale = [vars(each).pop(_COUNT, None) for each in counting]
+        generation = Generation(method, self.checked, partial(_counted, counting))
         draft = _drafted(pipe, call, generation)
         with ExitStack() as stack:
-            stack.callback(self._finish, pipe, generation, stale, draft)
+            stack.callback(self._finish, generation, draft)
+            stack.callback(_put_back, counting, stale)
             scope = stack.enter_context(ExitStack())
             try:
                 self._enter(scope, pipe, call, generation, draft)
@@ -182,12 +185,15 @@ class PipelineWrapping:
         draft: Draft | None,
     ) -> None:
         """Makes `generation` the one that observes the pipeline, to the end of `scope`."""
-        own = own_processors(pipe)
-        named = {} if own else denoisers(pipe)
+        scope.callback(current.reset, current.set(generation))
+        if own := own_processors(pipe):
+            generation.report.note(
+                f"computed in full, and not observed: what {own} keeps, the pipeline may read"
+            )
+            return
+        named = denoisers(pipe)
         modules, stepped = tuple(named.values()), schedulers(pipe)
         prepare(self, generation, modules, stepped, call)
-        if own:
-            generation.report.note(f"computed in full: what {own} keeps, the pipeline may read")
         for scheduler in stepped:
             clock.watch(scheduler)
             scope.callback(clock.unwatch, scheduler)
@@ -198,13 +204,8 @@ class PipelineWrapping:
         if any(map(call.keywords.get, _callbacks(call.keywords))):
             generation.watched = True
             generation.version = lambda: tuple(map(version, modules))
-        scope.callback(current.reset, current.set(generation))
 
-    def _finish(
-        self, pipe: Any, generation: Generation, stale: int | None, draft: Draft | None
-    ) -> None:
-        if stale is not None:
-            pipe.__dict__.setdefault("_num_timesteps", stale)
+    def _finish(self, generation: Generation, draft: Draft | None) -> None:
         self.report = generation.finish()
         # The handlers and the generation hold each other, and through them a draft.
         generation.handlers.clear()
@@ -213,6 +214,24 @@ class PipelineWrapping:
             self.report.prefix, self.report.prefix_bytes = draft.rows, draft.bytes
         if (request := requests.get()) is not None:
             request.finished(self.report, draft)
+
+
+def _counting(pipe: Any) -> list[Any]:
+    """The pipeline, and those that a combined one is made of."""
+    return [pipe, *(each for each in vars(pipe).values() if hasattr(type(each), "components"))]
+
+
+def _counted(pipes: Sequence[Any], scheduler: Any) -> int | None:
+    """How many steps the pipeline that steps `scheduler` counts; the last, where several have."""
+    own = [each for each in pipes if getattr(each, "scheduler", None) is scheduler] or pipes[:1]
+    counts = [vars(each)[_COUNT] for each in own if vars(each).get(_COUNT) is not None]
+    return counts[-1] if counts else None
+
+
+def _put_back(pipes: Sequence[Any], counts: Sequence[int | None]) -> None:
+    for pipe, count in zip(pipes, counts, strict=True):
+        if count is not None:
+            vars(pipe).setdefault(_COUNT, count)
 
 
 def _callbacks(keywords: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from diffusers import (
 )
 
 from diffcache import tiny
+from diffcache.tiny import _models, _pipelines
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench" / "tiny"
@@ -172,3 +173,18 @@ def _draw(pipe: DiffusionPipeline, **options: int) -> np.ndarray:
         output_type="np",
         **options,
     ).images
+
+
+class ClipBefore5(torch.nn.Module):
+    """CLIP's text model as transformers 4 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_model = _models.clip()
+
+
+def test_weights_load_with_either_layout_of_clip():
+    old = _pipelines._loaded("unet_clip", ClipBefore5, torch.float32).text_model
+    new = tiny.pipeline("unet").text_encoder
+    for name, weight in new.state_dict().items():
+        assert torch.equal(old.get_parameter(name), weight)

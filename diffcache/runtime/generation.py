@@ -45,7 +45,7 @@ class Generation:
         self,
         method: Any,
         checked: Checked,
-        expected_steps: Callable[[], int | None],
+        expected_steps: Callable[[Any], int | None],
     ) -> None:
         self.method = method
         self.checked = checked
@@ -148,7 +148,7 @@ class Generation:
         self._close_runs()
         self.method, self.fall_back, self.told = self.fall_back(), None, None
         # The pipeline's count of steps is not that of the rest.
-        self.expected_steps = lambda: None
+        self.expected_steps = lambda _: None
         self._open_run(scheduler, kind)
         self.report.note(
             f"the caches outgrew max_cache_bytes={limit}, so only whole outputs were kept from "
@@ -176,7 +176,7 @@ class Generation:
                 self.survive(error)
             finally:
                 self.report.host_reads += waits.count - before
-        return self._plainly(invoke, args, kwargs)
+        return self._plainly(names, invoke, args, kwargs)
 
     def _serve(self, attachment: Any, turn: Turn) -> Any:
         attachment.plan(turn)
@@ -194,10 +194,10 @@ class Generation:
             run.lane_masks.append(turn.sample_mask)
         return output
 
-    def _plainly(self, invoke: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _plainly(self, names: Names, invoke: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Computes a call that no run serves."""
-        sample = next(iter(tensor_leaves((args, kwargs))), None)
-        rows = sample.shape[0] if sample is not None and sample.ndim else 1
+        sample, _ = sample_of(names(args, kwargs).get(names.first))
+        rows = 1 if sample is None else len(sample)
         self.report.called(rows, rows)
         args, kwargs = kept((args, kwargs))
         return invoke(*args, **kwargs)

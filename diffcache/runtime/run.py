@@ -219,11 +219,11 @@ class Run:
         return self._given
 
     def stepped(
-        self, arguments: dict[str, Any], latents: Tensor, total: Callable[[], int | None]
+        self, arguments: dict[str, Any], latents: Tensor, total: Callable[[Any], int | None]
     ) -> None:
         """Takes in a scheduler step; the next denoiser call belongs to the next step.
 
-        `total` gives the pipeline's own count of steps, if it keeps one.
+        `total` gives the own count of steps of the pipeline that steps a scheduler, if it has one.
         """
         prediction = arguments["model_output"]
         if self.restarts(arguments):
@@ -236,7 +236,7 @@ class Run:
         if samples != before:
             self._begin_with(samples)
         if self.total is None:
-            self._locate(arguments.get("timestep"), total())
+            self._locate(arguments.get("timestep"), total(self.scheduler))
         if self.decisions.full is None and self.method.guards.stochastic:
             self.decisions.unless_forced(stochastic_by_call(arguments))
         while self.awaiting:

@@ -60,6 +60,8 @@ def build(
 
 def _loaded(name: str, make: Any, dtype: torch.dtype) -> torch.nn.Module:
     module = make()
-    module.load_state_dict(load_file(_models.FOLDER / f"{name}.safetensors"))
+    # Before version 5 of transformers, what CLIP's text model is made of lies one level down.
+    inner = getattr(module, "text_model", module)
+    inner.load_state_dict(load_file(_models.FOLDER / f"{name}.safetensors"))
     # diffusers' own `to` warns even when no module has to stay in float32.
     return torch.nn.Module.to(module, dtype).eval().requires_grad_(False)

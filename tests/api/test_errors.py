@@ -61,6 +61,8 @@ def untouched(generate: Any) -> Any:
         ((), {"policy": "often"}, ValueError, ["policy='often'", "'interval'"]),
         ((), {"policy": Output()}, TypeError, ["policy=Output(", "Policy"]),
         ((), {"mask": []}, ValueError, ["mask has shape (0,)"]),
+        (("mask",), {}, ValueError, ["no mask", "mask=report.mask"]),
+        ((), {"policy": "mask"}, ValueError, ["no mask", "mask=report.mask"]),
         ((), {"scheduler": DDIMScheduler()}, ValueError, ["brings its own scheduler"]),
         ((), {"policy": Threshold()}, ValueError, ["Threshold", "ProbeChange", "Output"]),
         (("fbcache",), {"head": -1}, ValueError, ["head=-1"]),

@@ -52,8 +52,10 @@ def test_nothing_is_skipped_and_it_is_said_why(own_loop, latents, method):
     assert torch.equal(latents(), plain)
     report = diffcache.report(own_loop)
     assert report.compute_fraction == 1
-    assert any(note.startswith("computed in full: ") for note in report.notes)
-    assert not any("was not called" in note for note in report.notes)
+    # Where nothing is gated, no advice to skip by force would be true.
+    observed = report.total > 0
+    assert any(note.startswith("computed in full") for note in report.notes)
+    assert observed or len(report.notes) == 1
 
 
 def test_a_draft_is_exact_where_processors_keep_what_the_pipeline_reads(own_loop, latents):
