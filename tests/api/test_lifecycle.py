@@ -139,11 +139,12 @@ def test_disabled_by_the_environment(pipe, generate, monkeypatch, caplog):
         diffcache.report(pipe)
 
 
-# What keeps a method as published from five blocks with random weights.
+# What a method needs that is not there, as published, of five blocks with random weights.
 NEEDS = {
     "dbcache": "use head + tail <= 4",
     "deepcache": "FluxTransformer2DModel is no UNet",
     "magcache": "diffcache.calibrate(pipe, prompts",
+    "mask": "diffcache.wrap(pipe, mask=report.mask)",
     "smoothcache": "diffcache.calibrate(pipe, prompts",
 }
 
@@ -157,7 +158,7 @@ def test_catalogue_names_what_wrap_takes(pipe, generate):
             diffcache.wrap(pipe, name)
         except ValueError as refusal:
             # A UNet has no list of blocks; its modules are calibrated like others.
-            listless = hasattr(pipe, "unet") and name != "smoothcache"
+            listless = hasattr(pipe, "unet") and name not in ("smoothcache", "mask")
             assert ("UNet2DConditionModel has no" if listless else NEEDS[name]) in str(refusal)
             continue
         assert generate(pipe).isfinite().all()

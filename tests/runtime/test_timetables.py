@@ -181,7 +181,7 @@ def test_a_denoiser_with_a_timestep_of_its_own_does_not_mislead_the_clock(dit):
     assert run.timetable.opens(0.0)
     latents = torch.zeros(1, 4)
     arguments = {"model_output": latents, "timestep": dit.scheduler.timesteps[0]}
-    run.stepped(arguments, latents, lambda: None)
+    run.stepped(arguments, latents, lambda _: None)
     assert (run.timetable.begin, run.total, run.decisions.full) == (0, 20, None)
 
 
