@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import nan
 from typing import NamedTuple
@@ -215,18 +215,10 @@ class History:
 
     def snapshot(self) -> History:
         """An independent copy."""
-        return self._mapped(torch.clone, self.anchors)
-
-    def gather(self, index: Sequence[int]) -> History:
-        """A history of the rows in `index`, in that order."""
-        rows = list(index)
-        return self._mapped(lambda tensor: tensor[rows], [self.anchors[row] for row in rows])
-
-    def _mapped(self, change: Callable[[Tensor], Tensor], anchors: list[list[Anchor]]) -> History:
         twin = History(self.capacity)
         # As in `_room`: who goes on may write to them outside of inference mode.
         with torch.inference_mode(False):
-            twin.slots = [[change(leaf) for leaf in slot] for slot in self.slots]
-        twin._form = _form(twin.slots[0]) if twin.slots else None
-        twin.anchors, twin.rows, twin.level = list(anchors), len(anchors), self.level
+            twin.slots = [[leaf.clone() for leaf in slot] for slot in self.slots]
+        twin._form, twin.rows, twin.level = self._form, self.rows, self.level
+        twin.anchors = list(self.anchors)
         return twin
