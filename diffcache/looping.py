@@ -83,8 +83,7 @@ class ModelWrapping:
     def running(self, args: tuple, kwargs: dict[str, Any]) -> Generation | None:
         """The generation that serves a call of the denoiser with these arguments.
 
-        None serves one that is of no loop: whose timestep has no value, as on the meta device, or
-        is none of those that the loop goes through.
+        None serves one whose timestep has no value, as on the meta device: it is of no loop.
         """
         generation = self._generation
         before, run = waits.count, generation and generation.run
@@ -93,8 +92,6 @@ class ModelWrapping:
         try:
             timestep = number_of(given, run and run.timetable)
         except RuntimeError:
-            return None
-        if run is not None and run.index and self._strays(timestep, run):
             return None
         waited = waits.count - before
         again = timestep is not None and self._loop.begins_again(timestep)
@@ -107,11 +104,6 @@ class ModelWrapping:
             generation.timesteps_set(scheduler, base_of(scheduler).__name__)
         generation.report.host_reads += waited
         return generation
-
-    def _strays(self, time: float | None, run: Run) -> bool:
-        """Whether the scheduler has no such `time`, in a loop that has begun with one it has."""
-        known = run.timetable.timesteps
-        return time not in known and self._loop.first == run.timetable.timestep(0)
 
     def _asked_anew(self, generation: Generation) -> bool:
         """Whether the loop begins in another request than its timetable was set in."""

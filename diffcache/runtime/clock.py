@@ -40,13 +40,10 @@ class Loop:
 
     Time falls along most loops and rises along others, which invert or whose denoiser counts the
     other way. It begins again where it is back at the first time, or turns.
-
-    Attributes:
-        first: the time of its first call; None before.
     """
 
     def __init__(self) -> None:
-        self.first: float | None = None
+        self._first: float | None = None
         self._last: float | None = None
         self._rises: bool | None = None
 
@@ -54,11 +51,11 @@ class Loop:
         """Takes in the time of the next call, which may be that of the call before."""
         last, self._last = self._last, time
         if last is None or time == last:
-            self.first = time if last is None else self.first
+            self._first = time if last is None else self._first
             return False
         rises, before = time > last, self._rises
-        if time == self.first or before not in (None, rises):
-            self.first, self._rises = time, None
+        if time == self._first or before not in (None, rises):
+            self._first, self._rises = time, None
             return True
         self._rises = rises
         return False

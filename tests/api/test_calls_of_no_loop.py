@@ -60,25 +60,6 @@ def test_a_timestep_without_a_value_amid_a_loop(unet):
     assert report.mask[:, 0].tolist() == MASK and report.notes == []
 
 
-def test_a_timestep_that_is_not_of_the_loop(unet):
-    """As where a sample is looked at under more or less noise than it has."""
-    model, asked = unet.unet, torch.randn(2, 4, 8, 8)
-    with torch.no_grad():
-        plain = model(asked, 500.5, encoder_hidden_states=TEXTS).sample
-    diffcache.wrap(model, scheduler=unet.scheduler, mask=MASK)
-    wanted, answers = run(unet), []
-
-    def look(step: int, _: Callable) -> None:
-        answers.append(model(asked, 500.5, encoder_hidden_states=TEXTS).sample)
-
-    # Only a loop that has begun knows its timesteps.
-    assert torch.equal(run(unet, lambda step, call: step and look(step, call)), wanted)
-    assert len(answers) == STEPS - 1 and all(torch.equal(each, plain) for each in answers)
-    report = diffcache.report(model)
-    assert report.mask[:, 0].tolist() == MASK and report.notes == []
-    assert report.calls == sum(MASK)
-
-
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("method", ["adaptive", "taylorseer", "deepcache", "fora"])
 def test_a_call_that_failed_and_is_made_again(unet, method, error):
