@@ -1,5 +1,6 @@
 """Pipelines with random weights, small enough to run a whole generation in a moment."""
 
+import gc
 import importlib
 import os
 import sys
@@ -32,6 +33,16 @@ WIDTH = 32
 
 # One thread sums in one order, so that equal work gives equal bits.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Spares every later collection of garbage what was imported, and the tests themselves."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

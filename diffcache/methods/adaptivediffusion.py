@@ -1,6 +1,7 @@
 """AdaptiveDiffusion as released: batch-wide, reuse only, without guards of ours.
 
-The cache holds one output a guidance branch, and four latents in fp32.
+Latents in half precision differ by their rounding, so that less is skipped. The cache holds one
+output a guidance branch, and four latents in fp32.
 """
 
 from diffcache.policies import ReleasedThirdOrder

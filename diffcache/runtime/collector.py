@@ -22,7 +22,12 @@ class Collector(ABC):
     It may read the `past`: the predictions that earlier steps were made with, where they were
     computed. Where it is `lagged`, policies read what was measured a step before the newest, so
     that nobody waits for the device.
+
+    Attributes:
+        remark: what the report is to say of the evidence; None where there is nothing.
     """
+
+    remark: str | None = None
 
     def __init__(self, samples: int, predictor: Predictor, past: History, lagged: bool) -> None:
         self.samples = samples

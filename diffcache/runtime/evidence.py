@@ -127,6 +127,11 @@ class LatentChangeCollector(Collector):
     ) -> list[float] | None:
         # float() copies only when it must, and a pipeline may edit its latents in place.
         newest = latents.float() if latents.dtype != torch.float32 else latents.clone()
+        if latents.dtype.itemsize < newest.dtype.itemsize:
+            self.remark = (
+                "latents in half precision differ by their rounding, which third differences "
+                "measure; diffcache.wrap(pipe, 'adaptive') reads predictions"
+            )
         if self.latents and self.latents[0].shape != newest.shape:
             self.latents = []
         self.latents = [newest, *self.latents[:3]]

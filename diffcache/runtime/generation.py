@@ -277,7 +277,7 @@ class Generation:
             self.report.cache_bytes = max(self.report.cache_bytes, run.most_bytes)
             self.report.trace.extend(run.timetable.trace(run.books))
             self.masks.extend(mask for mask, _ in run.books)
-            for text in run.notes:
+            for text in (*run.notes, *(each.collector.remark for each in run.stages.values())):
                 self.report.note(text)
             self.report.note(run.decisions.full and f"computed in full: {run.decisions.full}")
             if (run.samples or 1) > 1:

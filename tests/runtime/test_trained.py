@@ -66,6 +66,18 @@ def test_never_skipping_is_bit_identical(trained, plain):
         assert diffcache.report(trained).compute_fraction == 1
 
 
+@pytest.mark.parametrize("method", ["third_order", "adaptivediffusion", "adaptive"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_third_differences_in_half_precision_are_said(method, dtype):
+    """They measure rounding there, and nothing said why so little was skipped."""
+    pipe = tiny.pipeline("unet", dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    diffcache.wrap(pipe, method)
+    pipe(PROMPTS[0], num_inference_steps=10, output_type="latent")
+    said = any("in half precision" in note for note in diffcache.report(pipe).notes)
+    assert said == (dtype == torch.bfloat16 and method != "adaptive")
+
+
 def test_more_of_the_run_is_no_farther_from_it():
     # Plans that forecast the last step but one from afar gave 57 dB at both.
     pipe = tiny.pipeline("unet")
