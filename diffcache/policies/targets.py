@@ -12,11 +12,6 @@ from diffcache.predictors import Kriging
 from .base import Grid
 from .planning import LONGEST, Gaps, Plan, Priced
 
-# In pure noise predictions hardly change, so that the first one stands in better than kriging has
-# it. With 0.36 to 0.48 of the error, plans of a quarter of the run skip the second step, and those
-# of a third compute it, as both should.
-_FIRST = 0.42
-
 # Next to the clean sample predictions turn faster than kriging has it, which the weight of the last
 # step reckons with already; of the one before, forecasts err twice as much.
 _LATE = 2.0
@@ -72,4 +67,4 @@ def _expected(grid: Grid, first: int, stride: int, longest: int) -> Gaps:
     with torch.device("cpu"):
         clock = torch.tensor(grid.times[own], dtype=torch.float64)
         gram = model.covariance(clock[:, None] - clock[None, :])
-        return Gaps(gram, grid.times[own], weights, model, protected, longest, _FIRST)
+        return Gaps(gram, grid.times[own], weights, model, protected, longest)

@@ -96,6 +96,18 @@ def test_more_of_the_run_is_no_farther_from_it():
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("steps", [20, 28])
+def test_a_quarter_of_a_run_begins_with_both_of_its_first_steps(kind, steps):
+    # Where the second was forecast from the first alone, some pictures turned out others.
+    pipe = tiny.pipeline(kind)
+    pipe.set_progress_bar_config(disable=True)
+    with diffcache.wrapped(pipe, compute=0.25):
+        pipe(PROMPTS[0], num_inference_steps=steps, output_type="latent")
+        mask = diffcache.report(pipe).mask
+    assert mask[:2].all() and mask.sum() == steps / 4
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_double_precision_is_served(kind):
     pipe = tiny.pipeline(kind, dtype=torch.float64)
     pipe.set_progress_bar_config(disable=True)

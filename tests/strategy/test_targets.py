@@ -165,7 +165,7 @@ def test_row_counts_are_those_of_the_parts():
 
 def test_a_sample_follows_the_cheapest_plan_at_its_own_price():
     plan, tolerance, counts = grid(9, 4, protect=(1, 0)), 0.2, []
-    gaps = Gaps(*_kriging(plan), longest=8, first=0.42)
+    gaps = Gaps(*_kriging(plan), longest=8)
     for rate in (0.005, 0.05, 0.5, 5.0):
         policy, computed = ErrorBudget(tolerance=tolerance), [0]
         # Less than a usual rate of 0.5 is believed half-way, on a log scale.
