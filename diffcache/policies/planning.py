@@ -29,6 +29,7 @@ class Gaps:
         predictor: what stands in for skipped steps.
         protected: of each step, whether it is always computed; the first is in any case.
         longest: how many steps in a row may be skipped.
+        first: by how much errors are multiplied where the first value alone stands in.
 
     Attributes:
         steps: of the run.
@@ -45,9 +46,11 @@ class Gaps:
         predictor: Predictor,
         protected: Sequence[bool] = (),
         longest: int = LONGEST,
+        first: float = 1.0,
     ) -> None:
         self.steps, self.longest = len(times), longest
         errors, possible = _errors(gram, times, predictor, longest)
+        errors[:, 0] *= first
         self._expected = errors.numpy()
         ends = torch.arange(self.steps)[:, None] + torch.arange(longest + 1)
         moved = torch.tensor(weights, dtype=torch.float64)[ends.clamp(max=self.steps - 1)]

@@ -12,6 +12,10 @@ from diffcache.predictors import Kriging
 from .base import Grid
 from .planning import LONGEST, Gaps, Plan, Priced
 
+# Where a run begins in pure noise, which has negative coordinates, predictions hardly change, and
+# the first one stands in better than kriging has it.
+_FIRST = 0.42
+
 # Next to the clean sample predictions turn faster than kriging has it, which the weight of the last
 # step reckons with already; of the one before, forecasts err twice as much.
 _LATE = 2.0
@@ -67,4 +71,5 @@ def _expected(grid: Grid, first: int, stride: int, longest: int) -> Gaps:
     with torch.device("cpu"):
         clock = torch.tensor(grid.times[own], dtype=torch.float64)
         gram = model.covariance(clock[:, None] - clock[None, :])
-        return Gaps(gram, grid.times[own], weights, model, protected, longest)
+        first = _FIRST if clock[0] < 0 else 1.0
+        return Gaps(gram, grid.times[own], weights, model, protected, longest, first)
