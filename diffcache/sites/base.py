@@ -11,6 +11,9 @@ from torch import nn
 from diffcache.policies import Evidence
 from diffcache.runtime.turn import Turn
 
+ELSEWHERE = "use a method on the output site, for example diffcache.wrap(pipe, 'adaptive')"
+"""What to do where a site does not fit: that one takes any denoiser."""
+
 
 class Attachment(ABC):
     """A site on one denoiser, for the length of one generation."""

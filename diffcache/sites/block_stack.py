@@ -16,7 +16,7 @@ from diffcache.runtime.rows import rows_first
 from diffcache.runtime.turn import Turn
 
 from . import ports
-from .base import Attachment, Site
+from .base import ELSEWHERE, Attachment, Site
 from .block_gates import BlockGates
 from .block_ports import BlockPort, run_compiled
 from .discovery import block_lists, is_unet
@@ -68,14 +68,14 @@ class BlockStack(Site):
         lists = block_lists(denoiser)
         if is_unet(denoiser) or not lists:
             raise ValueError(
-                f"{name} has no stack of transformer blocks for the block-stack site; "
-                "use a method on the output site, for example diffcache.wrap(pipe, 'adaptive')"
+                f"{name} has no stack of transformer blocks for the block-stack site; {ELSEWHERE}"
             )
         total = sum(len(blocks) for _, blocks in lists)
         if self.head + self.tail >= total:
+            fewer = f"{total} blocks; use head + tail <= {total - 1}"
             raise ValueError(
                 f"BlockStack(head={self.head}, tail={self.tail}) leaves nothing to bypass: {name} "
-                f"has {total} blocks; use head + tail <= {total - 1}"
+                f"has {fewer if total > 1 else f'a single block; {ELSEWHERE}'}"
             )
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:

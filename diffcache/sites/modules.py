@@ -17,7 +17,7 @@ from diffcache.runtime.rows import as_index, blocks_of, merge, rows_first, tenso
 from diffcache.runtime.turn import Turn
 
 from . import ports
-from .base import Attachment, Site
+from .base import ELSEWHERE, Attachment, Site
 from .discovery import plain_module
 from .gathering import call_rows
 from .offloading import Offloading
@@ -73,8 +73,7 @@ class Modules(Site):
         if not modules_of(denoiser):
             raise ValueError(
                 f"{type(plain_module(denoiser)).__name__} has no attention or MLP module for the "
-                "module site; use a method on the output site, for example "
-                "diffcache.wrap(pipe, 'adaptive')"
+                f"module site; {ELSEWHERE}"
             )
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffcache.runtime.names import Names
 from diffcache.runtime.rows import leaves, tensor_leaves
 
+from .base import ELSEWHERE
 from .structure import Structure
 
 Meta = tuple[torch.Size, torch.dtype, torch.device]
@@ -288,7 +289,6 @@ class Recording:
         if (after := next(alike, None)) is None:
             raise ValueError(
                 f"a block that {tuple(entry.shape)} enters gives nothing of that shape, so what it "
-                "adds cannot be told; use a method on the output site, for example "
-                "diffcache.wrap(pipe, 'adaptive')"
+                f"adds cannot be told; {ELSEWHERE}"
             )
         return after

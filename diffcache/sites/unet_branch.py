@@ -16,7 +16,7 @@ from diffcache.runtime.rows import blocks_of, rows_first, tensor_leaves
 from diffcache.runtime.turn import Turn
 
 from . import ports
-from .base import Attachment, Site
+from .base import ELSEWHERE, Attachment, Site
 from .discovery import is_called, is_unet, plain_module
 from .gathering import bridged, scattered
 from .offloading import Offloading
@@ -61,10 +61,7 @@ class UNetBranch(Site):
     def check(self, denoiser: nn.Module) -> None:
         name = type(plain_module(denoiser)).__name__
         if not is_unet(denoiser):
-            raise ValueError(
-                f"{name} is no UNet, so it has no deep branch to bypass; use a method on another "
-                "site, for example diffcache.wrap(pipe, 'adaptive')"
-            )
+            raise ValueError(f"{name} is no UNet, so it has no deep branch to bypass; {ELSEWHERE}")
         unet = plain_module(denoiser)
         levels = len(unet.up_blocks)
         if len(unet.down_blocks) < levels or self.depth >= levels:
@@ -76,7 +73,7 @@ class UNetBranch(Site):
         if not all(map(is_called, (*unet.down_blocks, *unet.up_blocks))):
             raise ValueError(
                 f"{name} calls the layers of its levels one by one, so there is no level to "
-                "bypass; use a method on another site, for example diffcache.wrap(pipe, 'adaptive')"
+                f"bypass; {ELSEWHERE}"
             )
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:
