@@ -71,5 +71,5 @@ def _expected(grid: Grid, first: int, stride: int, longest: int) -> Gaps:
     with torch.device("cpu"):
         clock = torch.tensor(grid.times[own], dtype=torch.float64)
         gram = model.covariance(clock[:, None] - clock[None, :])
-        alone = _FIRST if clock[0] < 0 else 1.0
+        alone = _FIRST if grid.times[first] < 0 else 1.0
         return Gaps(gram, grid.times[own], weights, model, protected, longest, alone)

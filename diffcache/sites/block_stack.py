@@ -72,10 +72,11 @@ class BlockStack(Site):
             )
         total = sum(len(blocks) for _, blocks in lists)
         if self.head + self.tail >= total:
-            fewer = f"{total} blocks; use head + tail <= {total - 1}"
+            several = f"{total} blocks; use head + tail <= {total - 1}"
+            has = several if total > 1 else f"a single block; {ELSEWHERE}"
             raise ValueError(
                 f"BlockStack(head={self.head}, tail={self.tail}) leaves nothing to bypass: {name} "
-                f"has {fewer if total > 1 else f'a single block; {ELSEWHERE}'}"
+                f"has {has}"
             )
 
     def attach(self, denoiser: nn.Module, handlers: dict[int, Callable]) -> Attachment:

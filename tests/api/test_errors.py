@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    StableDiffusionPipeline,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
 import diffcache
 from diffcache import Guards, Method
@@ -106,19 +100,9 @@ def test_head_and_tail_too_large(dit, untouched, head, tail):
 
 
 @pytest.mark.parametrize("method", ["fbcache", "dbcache", "speca"])
-def test_a_single_block_leaves_nothing_to_bypass(method):
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        in_channels=8,
-        num_layers=1,
-        num_single_layers=0,
-        attention_head_dim=16,
-        num_attention_heads=1,
-        joint_attention_dim=8,
-        pooled_projection_dim=8,
-        axes_dims_rope=(4, 4, 8),
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler()
+def test_a_single_block_leaves_nothing_to_bypass(dit, method):
+    plain, scheduler = dit.transformer, dit.scheduler
+    model = type(plain).from_config(plain.config, num_layers=1, num_single_layers=0)
     with pytest.raises(ValueError, match=r"has a single block; .*wrap\(pipe, 'adaptive'\)"):
         diffcache.wrap(model, method, scheduler=scheduler)
     assert diffcache.wrap(model, scheduler=scheduler) is model
